@@ -4,9 +4,9 @@
 #include <cstdint>
 #include <cstring>
 
-namespace sturdy {
-
 #define STURDY_ALWAYS_INLINE inline __attribute__((always_inline))
+
+namespace sturdy {
 
 struct Half {
   uint16_t bits;

@@ -13,10 +13,10 @@ namespace sturdy {
 namespace cpu {
 namespace {
 
-constexpr int64_t kTasksWanted = 32;                    // enough for any machine's threads to share a small batch
-constexpr int64_t kBandBytes = int64_t{2} << 20;        // of packed input: about what a second-level cache holds
-constexpr int64_t kPartialBytes = int64_t{32} << 20;    // of partial filter gradients
-constexpr int64_t kGradientBytes = int64_t{32} << 20;   // of output gradients held for the gradient of input
+constexpr int64_t kTasksWanted = 32;                   // enough for any machine's threads to share a small batch
+constexpr int64_t kBandBytes = int64_t{2} << 20;       // of packed input: about what a second-level cache holds
+constexpr int64_t kPartialBytes = int64_t{32} << 20;   // of partial filter gradients
+constexpr int64_t kGradientBytes = int64_t{32} << 20;  // of output gradients held for the gradient of input
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t round_up(int64_t a, int64_t b) { return divide_up(a, b) * b; }
@@ -111,13 +111,13 @@ PushPullPlan make_plan(const PushPullGeometry& g, int64_t lanes) {
 }
 
 // Cuts the output into tasks: whole images where there are enough, else also by panels, which costs packing the input
-// again, and by bands of rows, which costs computing `halo` rows of the convolution again on either side. Bands are
-// also bounded by the size of their packed input.
-void cut(PushPullPlan& plan, int64_t element_bytes, int64_t halo) {
+// again, and by bands of rows, which costs computing the rows that pooling shares again. Bands are also bounded by
+// the size of their packed input.
+void cut(PushPullPlan& plan, int64_t element_bytes) {
   const PushPullGeometry& g = plan.geometry;
   const int64_t images = std::max<int64_t>(g.batch, 1);
   plan.panel_chunks = std::clamp<int64_t>(divide_up(kTasksWanted, images), 1, std::max<int64_t>(plan.panels, 1));
-  const int64_t least_rows = std::max<int64_t>(8, 8 * halo);
+  const int64_t least_rows = std::max<int64_t>(8, 16 * plan.half_h);
   const int64_t row_bytes = std::max<int64_t>(1, g.stride_h * plan.in_row_pitch * element_bytes);
   const int64_t wanted = divide_up(kTasksWanted, images * plan.panel_chunks);
   const int64_t fitting = divide_up(g.out_h * row_bytes, kBandBytes);
@@ -191,70 +191,98 @@ void fill(const PushPullPlan& plan, const ChannelView& inhibition, const Channel
 
 // ---- gradient of input ----
 
+// Kernel rows (or columns) k differ in where they meet a cell, (k * dilation) % stride, and in how far up they reach,
+// (k * dilation) / stride. Is there one that reaches up by `reach`; by `reach` at `position`?
+bool reaches(int64_t kernel, int64_t dilation, int64_t stride, int64_t reach) {
+  const int64_t k = divide_up(reach * stride, dilation);
+  return k < kernel && k * dilation / stride == reach;
+}
+
+bool reaches(int64_t kernel, int64_t dilation, int64_t stride, int64_t reach, int64_t position) {
+  const int64_t extent = reach * stride + position;
+  return extent % dilation == 0 && extent / dilation < kernel;
+}
+
+// Calls use(phase, plane, rows up, columns left) for every tap, phase by phase.
+template <typename Use>
+void for_each_tap(const PushPullPlan& plan, const GradInputPlan& grad, const Use& use) {
+  const PushPullGeometry& g = plan.geometry;
+  for (int64_t phase = 0; phase < grad.phases; phase++) {
+    for (int64_t plane = 0; plane < grad.planes; plane++) {
+      for (int64_t up = 0; up <= grad.margin_top; up++) {
+        for (int64_t left = 0; left <= grad.margin_left; left++) {
+          const bool meets = grad.whole_cells
+                                 ? reaches(g.kernel_h, g.dilation_h, g.stride_h, up) &&
+                                       reaches(g.kernel_w, g.dilation_w, g.stride_w, left)
+                                 : reaches(g.kernel_h, g.dilation_h, g.stride_h, up, phase / g.stride_w) &&
+                                       reaches(g.kernel_w, g.dilation_w, g.stride_w, left, phase % g.stride_w);
+          if (meets) {
+            use(phase, plane, up, left);
+          }
+        }
+      }
+    }
+  }
+}
+
 template <typename T>
 GradInputPlan make_grad_input_plan(const PushPullPlan& plan) {
   const PushPullGeometry& g = plan.geometry;
   GradInputPlan grad{};
-  grad.vectors = plan.in_group > plan.lanes ? 2 : 1;
+  const int64_t positions = g.stride_h * g.stride_w;
+  grad.whole_cells = positions > 1 && positions * plan.in_group <= 2 * plan.lanes;
+  const int64_t channels = grad.whole_cells ? positions * plan.in_group : plan.in_group;
+  grad.vectors = channels > plan.lanes ? 2 : 1;
   grad.panel = plan.lanes * grad.vectors;
-  grad.panels_per_group = divide_up(plan.in_group, grad.panel);
+  grad.panels_per_group = divide_up(channels, grad.panel);
   grad.planes = plan.out_group + plan.panels_per_group;
 
-  // Input row y meets kernel row k at output row (y + pad_top - k * dilation_h) / stride_h, where that is whole.
-  grad.margin_top = (g.kernel_h - 1) * g.dilation_h / g.stride_h;
-  grad.margin_left = (g.kernel_w - 1) * g.dilation_w / g.stride_w;
-  grad.rows = grad.margin_top + std::max(g.out_h, (g.in_h - 1 + g.pad_top) / g.stride_h + 1);
-  grad.pitch = round_up(grad.margin_left + std::max(g.out_w, (g.in_w - 1 + g.pad_left) / g.stride_w + 1), plan.lanes);
+  grad.margin_top = std::max<int64_t>(g.kernel_h - 1, 0) * g.dilation_h / g.stride_h;
+  grad.margin_left = std::max<int64_t>(g.kernel_w - 1, 0) * g.dilation_w / g.stride_w;
+  const int64_t last_cell_row = (g.in_h - 1 + g.pad_top) / g.stride_h;
+  const int64_t last_cell = (g.in_w - 1 + g.pad_left) / g.stride_w;
+  grad.rows = grad.margin_top + std::max(g.out_h, last_cell_row + 1);
+  grad.pitch = round_up(grad.margin_left + std::max(g.out_w, last_cell + 1), plan.lanes);
   grad.row_pitch = grad.planes * grad.pitch;
   grad.image_pitch = grad.rows * grad.row_pitch;
   const int64_t image_bytes = g.groups * grad.image_pitch * static_cast<int64_t>(sizeof(T));
-  grad.images = std::clamp<int64_t>(kGradientBytes / image_bytes, 1, std::max<int64_t>(g.batch, 1));
+  grad.images = std::clamp<int64_t>(kGradientBytes / std::max<int64_t>(image_bytes, 1), 1, g.batch);
 
-  grad.phases_h = g.stride_h;
-  grad.phases_w = g.stride_w;
+  grad.phases = grad.whole_cells ? 1 : positions;
+  for_each_tap(plan, grad, [&](int64_t, int64_t, int64_t, int64_t) { grad.taps++; });
+
+  grad.first_cell_row = g.pad_top / g.stride_h;
+  grad.cell_rows = last_cell_row - grad.first_cell_row + 1;
+  grad.first_cell = g.pad_left / g.stride_w;
+  grad.cells = last_cell - grad.first_cell + 1;
   const int64_t units = grad.images * g.groups * grad.panels_per_group;
-  const int64_t bands = std::clamp<int64_t>(divide_up(kTasksWanted, units), 1, divide_up(g.in_h, 4));
-  grad.band_rows = divide_up(g.in_h, bands);
-  grad.bands = divide_up(g.in_h, grad.band_rows);
+  const int64_t bands = std::clamp<int64_t>(divide_up(kTasksWanted, units), 1, divide_up(grad.cell_rows, 4));
+  grad.band_rows = divide_up(grad.cell_rows, bands);
+  grad.bands = divide_up(grad.cell_rows, grad.band_rows);
   return grad;
 }
 
 template <typename T>
 void place(const PushPullPlan& plan, GradInputPlan& grad, Arena& arena) {
   const PushPullGeometry& g = plan.geometry;
-  const int64_t taps = grad.planes * g.kernel_h * g.kernel_w;
-  grad.phase_begin = arena.take<int64_t>(grad.phases_h * grad.phases_w + 1);
-  grad.tap_offsets = arena.take<int64_t>(taps);
-  grad.tap_sources = arena.take<int64_t>(taps);
-  grad.filters = arena.take<T>(g.groups * grad.panels_per_group * taps * grad.panel);
+  grad.phase_begin = arena.take<int64_t>(grad.phases + 1);
+  grad.tap_offsets = arena.take<int64_t>(grad.taps);
+  grad.tap_sources = arena.take<int64_t>(grad.taps);
+  grad.filters = arena.take<T>(g.groups * grad.panels_per_group * grad.taps * grad.panel);
   grad.gradient = arena.take<T>(grad.images * g.groups * grad.image_pitch);
 }
 
-// The taps that each phase of the input sees: kernel row y meets input rows of phase (y * dilation_h) % stride_h.
 void fill(const PushPullPlan& plan, const GradInputPlan& grad) {
-  const PushPullGeometry& g = plan.geometry;
+  std::fill_n(grad.phase_begin, grad.phases + 1, int64_t{0});
   int64_t tap = 0;
-  int64_t* begin = grad.phase_begin;
-  for (int64_t phase_y = 0; phase_y < grad.phases_h; phase_y++) {
-    for (int64_t phase_x = 0; phase_x < grad.phases_w; phase_x++) {
-      *begin++ = tap;
-      for (int64_t plane = 0; plane < grad.planes; plane++) {
-        for (int64_t y = 0; y < g.kernel_h; y++) {
-          for (int64_t x = 0; x < g.kernel_w; x++) {
-            if (y * g.dilation_h % g.stride_h != phase_y || x * g.dilation_w % g.stride_w != phase_x) {
-              continue;
-            }
-            // A whole number of rows and columns back: both differences are multiples of the stride.
-            grad.tap_offsets[tap] = plane * grad.pitch - (y * g.dilation_h - phase_y) / g.stride_h * grad.row_pitch -
-                                    (x * g.dilation_w - phase_x) / g.stride_w;
-            grad.tap_sources[tap] = (plane * g.kernel_h + y) * g.kernel_w + x;
-            tap++;
-          }
-        }
-      }
-    }
+  for_each_tap(plan, grad, [&](int64_t phase, int64_t plane, int64_t up, int64_t left) {
+    grad.tap_offsets[tap] = plane * grad.pitch - up * grad.row_pitch - left;
+    grad.tap_sources[tap] = (plane * (grad.margin_top + 1) + up) * (grad.margin_left + 1) + left;
+    grad.phase_begin[phase + 1] = ++tap;
+  });
+  for (int64_t phase = 0; phase < grad.phases; phase++) {  // phases without taps
+    grad.phase_begin[phase + 1] = std::max(grad.phase_begin[phase + 1], grad.phase_begin[phase]);
   }
-  *begin = tap;
 }
 
 // ---- whole calls ----
@@ -264,15 +292,14 @@ Status run_forward(const PushPullForwardParams& params, const Threads& threads) 
   const PushPullGeometry& g = params.geometry;
   const PushPullKernels& kernel = kernels(g.dtype);
   PushPullPlan plan = make_plan(g, kernel.lanes);
-  cut(plan, sizeof(T), plan.half_h);
+  cut(plan, sizeof(T));
   Arena sizes(nullptr);
   place<T>(plan, sizes);
   Arena arena(host_scratch(ScratchSlot::call, sizes.used()));
   place<T>(plan, arena);
   fill<T>(plan, params.inhibition, params.bias);
-  Status status = threads(plan.panels, 4, [&](int64_t begin, int64_t end) {
-    kernel.pack_filters(plan, params.weight, begin, end);
-  });
+  Status status = threads(plan.panels, 4,
+                          [&](int64_t begin, int64_t end) { kernel.pack_filters(plan, params.weight, begin, end); });
   if (status == Status::ok) {
     status = threads(g.batch * plan.bands * plan.panel_chunks, 1,
                      [&](int64_t begin, int64_t end) { kernel.forward(plan, params, begin, end); });
@@ -286,7 +313,7 @@ Status run_backward(const PushPullBackwardParams& params, const Threads& threads
   const PushPullGeometry& g = params.geometry;
   const PushPullKernels& kernel = kernels(g.dtype);
   PushPullPlan plan = make_plan(g, kernel.lanes);
-  cut(plan, sizeof(T), 2 * plan.half_h);
+  cut(plan, sizeof(T));
 
   PushPullPartials partials{};
   const bool want_input = params.grad_input.data != nullptr && g.batch * g.in_channels * g.in_h * g.in_w > 0;
@@ -319,9 +346,8 @@ Status run_backward(const PushPullBackwardParams& params, const Threads& threads
   lay_out(host_scratch(ScratchSlot::call, lay_out(nullptr)));
   fill<T>(plan, params.inhibition, ChannelView{});
 
-  Status status = threads(plan.panels, 4, [&](int64_t begin, int64_t end) {
-    kernel.pack_filters(plan, params.weight, begin, end);
-  });
+  Status status = threads(plan.panels, 4,
+                          [&](int64_t begin, int64_t end) { kernel.pack_filters(plan, params.weight, begin, end); });
   const int64_t input_panels = g.groups * grad.panels_per_group;
   if (want_input && status == Status::ok) {
     fill(plan, grad);
@@ -353,9 +379,8 @@ Status run_backward(const PushPullBackwardParams& params, const Threads& threads
     }
   }
   if (status == Status::ok) {
-    status = threads(plan.panels, 1, [&](int64_t begin, int64_t end) {
-      kernel.reduce(plan, params, partials, begin, end);
-    });
+    status =
+        threads(plan.panels, 1, [&](int64_t begin, int64_t end) { kernel.reduce(plan, params, partials, begin, end); });
   }
   if (status == Status::ok) {
     for (int64_t o = 0; o < g.out_channels; o++) {

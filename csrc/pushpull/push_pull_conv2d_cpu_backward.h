@@ -20,13 +20,13 @@ using cpu::PushPullPartials;
 template <typename T>
 struct BackwardRows {
   PackedBand<T> band;
-  RowRing<T> push;           // p
-  RowRing<T> grad_out;       // g
-  RowRing<T> grad_pull;      // gu / cells
+  RowRing<T> push;       // p
+  RowRing<T> grad_out;   // g
+  RowRing<T> grad_pull;  // gu / cells
   T* sums;
-  T* grad_push;              // gp of the rows waiting for the weight gradient, at the pitch of the rings
+  T* grad_push;  // gp of the rows waiting for the weight gradient, at the pitch of the rings
   int64_t most_held, held;
-  T* constant;               // m * gq, summed over the vectors of the panel: [column][lane]
+  T* constant;  // m * gq, summed over the vectors of the panel: [column][lane]
 };
 
 // The sums over pixels of one panel: those of one row are added up first, then added to the piece's.
@@ -148,8 +148,12 @@ static void keep_for_grad_input(const PushPullPlan& plan, const GradInputPlan& g
   T* base = static_cast<T*>(grad_input.gradient) +
             ((n - grad_input.first) * plan.geometry.groups + group) * grad_input.image_pitch +
             (grad_input.margin_top + row) * grad_input.row_pitch + grad_input.margin_left;
-  const TensorRow<T> planes{base + first * grad_input.pitch, least(plan.panel, plan.out_group - first),
-                            grad_input.pitch, plan.geometry.out_w, 1};
+  const TensorRow<T> planes{base + first * grad_input.pitch,
+                            least(plan.panel, plan.out_group - first),
+                            grad_input.pitch,
+                            plan.geometry.out_w,
+                            1,
+                            grad_input.row_pitch};
   store_row<T>(grad_push, plan.panel, planes);
   sum_lanes(constant, base + (plan.out_group + in_group) * grad_input.pitch, plan.geometry.out_w);
 }
@@ -325,69 +329,95 @@ static void reduce(const PushPullPlan& plan, const PushPullBackwardParams& param
 // ---- gradient of input ----
 
 template <typename S, typename T = Accumulate<S>>
-static void pack_grad_input_filters(const PushPullPlan& plan, const GradInputPlan& grad_input, const View4& weight,
+static void pack_grad_input_filters(const PushPullPlan& plan, const GradInputPlan& grad, const View4& weight,
                                     int64_t begin, int64_t end) {
   const PushPullGeometry& g = plan.geometry;
-  const int64_t kernel = g.kernel_h * g.kernel_w;
-  const int64_t taps = grad_input.planes * kernel;
   for (int64_t unit = begin; unit < end; unit++) {
-    const int64_t group = unit / grad_input.panels_per_group;
-    const int64_t first = unit % grad_input.panels_per_group * grad_input.panel;
-    T* to = static_cast<T*>(grad_input.filters) + unit * taps * grad_input.panel;
-    for (int64_t tap = 0; tap < taps; tap++) {
-      const int64_t plane = grad_input.tap_sources[tap] / kernel;
-      const int64_t y = grad_input.tap_sources[tap] % kernel / g.kernel_w;
-      const int64_t x = grad_input.tap_sources[tap] % g.kernel_w;
-      const S* from = static_cast<const S*>(weight.data);
-      if (plane < plan.out_group) {
-        from += (group * plan.out_group + plane) * weight.stride[0] + first * weight.stride[1] + y * weight.stride[2] +
-                x * weight.stride[3];
-      }
-      for (int64_t c = 0; c < grad_input.panel; c++, to++) {
-        if (first + c >= plan.in_group) {
-          *to = 0;
-        } else {
-          *to = plane < plan.out_group ? to_accumulate(from[c * weight.stride[1]]) : T(1);
+    const int64_t group = unit / grad.panels_per_group;
+    const int64_t first = unit % grad.panels_per_group * grad.panel;
+    T* to = static_cast<T*>(grad.filters) + unit * grad.taps * grad.panel;
+    for (int64_t phase = 0; phase < grad.phases; phase++) {
+      for (int64_t tap = grad.phase_begin[phase]; tap < grad.phase_begin[phase + 1]; tap++) {
+        const int64_t left = grad.tap_sources[tap] % (grad.margin_left + 1);
+        const int64_t up = grad.tap_sources[tap] / (grad.margin_left + 1) % (grad.margin_top + 1);
+        const int64_t plane = grad.tap_sources[tap] / (grad.margin_left + 1) / (grad.margin_top + 1);
+        for (int64_t lane = first; lane < first + grad.panel; lane++) {
+          const int64_t position = grad.whole_cells ? lane / plan.in_group : phase;
+          const int64_t c = grad.whole_cells ? lane % plan.in_group : lane;
+          const int64_t y = up * g.stride_h + position / g.stride_w;
+          const int64_t x = left * g.stride_w + position % g.stride_w;
+          T value = 0;
+          if (position < g.stride_h * g.stride_w && c < plan.in_group && y % g.dilation_h == 0 &&
+              y / g.dilation_h < g.kernel_h && x % g.dilation_w == 0 && x / g.dilation_w < g.kernel_w) {
+            const int64_t at = (group * plan.out_group + plane) * weight.stride[0] + c * weight.stride[1] +
+                               y / g.dilation_h * weight.stride[2] + x / g.dilation_w * weight.stride[3];
+            value = plane < plan.out_group ? to_accumulate(static_cast<const S*>(weight.data)[at]) : T(1);
+          }
+          *to++ = value;
         }
       }
     }
   }
 }
 
+// The input pixels at one position in the cells of a row of cells.
+template <typename S, typename T = Accumulate<S>>
+static void store_position(const PushPullPlan& plan, const GradInputPlan& grad, const View4& out, int64_t n,
+                           int64_t channel, int64_t channels, int64_t cell_row, int64_t position, const T* cells) {
+  const PushPullGeometry& g = plan.geometry;
+  const int64_t y = cell_row * g.stride_h + position / g.stride_w - g.pad_top;
+  const int64_t x = grad.first_cell * g.stride_w + position % g.stride_w - g.pad_left;
+  if (y < 0 || y >= g.in_h) {
+    return;
+  }
+  const int64_t skipped = x < 0 ? 1 : 0;  // the first cell may lie partly in the padding
+  const int64_t begin = x + skipped * g.stride_w;
+  if (begin >= g.in_w) {
+    return;
+  }
+  S* to = static_cast<S*>(out.data) + n * out.stride[0] + channel * out.stride[1] + y * out.stride[2] +
+          begin * out.stride[3];
+  store_row<S>(cells + skipped * grad.panel, grad.panel,
+               TensorRow<S>{to, channels, out.stride[1], (g.in_w - begin + g.stride_w - 1) / g.stride_w,
+                            g.stride_w * out.stride[3], out.stride[2]});
+}
+
 template <typename S, typename T = Accumulate<S>>
 static void grad_input(const PushPullPlan& plan, const GradInputPlan& grad, const View4& out, int64_t begin,
                        int64_t end) {
   const PushPullGeometry& g = plan.geometry;
-  const int64_t taps = grad.planes * g.kernel_h * g.kernel_w;
-  const int64_t row_size = round_up_to_lanes<T>(g.in_w) * grad.panel;
+  // Stores read whole vectors and whole blocks of columns.
+  const int64_t row_size = (round_up_to_lanes<T>(grad.cells) + kLanes<T>)*grad.panel;
   T* row = static_cast<T*>(host_scratch(ScratchSlot::task, static_cast<size_t>(row_size) * sizeof(T)));
   const auto conv = grad.vectors == 2 ? conv_row<T, 2> : conv_row<T, 1>;
+  const int64_t positions = g.stride_h * g.stride_w;
   for (int64_t task = begin; task < end; task++) {
     const int64_t band = task % grad.bands;
     const int64_t unit = task / grad.bands % (g.groups * grad.panels_per_group);
     const int64_t image = task / grad.bands / (g.groups * grad.panels_per_group);
     const int64_t group = unit / grad.panels_per_group;
     const int64_t first = unit % grad.panels_per_group * grad.panel;
-    const T* filters = static_cast<const T*>(grad.filters) + unit * taps * grad.panel;
-    const T* gradient = static_cast<const T*>(grad.gradient) + (image * g.groups + group) * grad.image_pitch;
-    const int64_t last = least(g.in_h, (band + 1) * grad.band_rows);
-    for (int64_t y = band * grad.band_rows; y < last; y++) {
-      const int64_t phase_y = (y + g.pad_top) % g.stride_h;
-      const T* from_row = gradient + (grad.margin_top + (y + g.pad_top) / g.stride_h) * grad.row_pitch;
-      for (int64_t phase_x = 0; phase_x < g.stride_w; phase_x++) {
-        // The columns x with (x + pad_left) % stride_w == phase_x.
-        const int64_t x = (phase_x - g.pad_left % g.stride_w + g.stride_w) % g.stride_w;
-        const int64_t width = g.in_w > x ? (g.in_w - x + g.stride_w - 1) / g.stride_w : 0;
-        const int64_t* phase = grad.phase_begin + phase_y * g.stride_w + phase_x;
-        conv(from_row + grad.margin_left + (x + g.pad_left) / g.stride_w, grad.tap_offsets + phase[0],
-             phase[1] - phase[0], filters + phase[0] * grad.panel, width, row + x * grad.panel,
-             g.stride_w * grad.panel);
+    const T* filters = static_cast<const T*>(grad.filters) + unit * grad.taps * grad.panel;
+    const T* gradient = static_cast<const T*>(grad.gradient) + (image * g.groups + group) * grad.image_pitch +
+                        grad.margin_left + grad.first_cell;
+    const int64_t last = least(grad.cell_rows, (band + 1) * grad.band_rows);
+    for (int64_t i = band * grad.band_rows; i < last; i++) {
+      const int64_t cell_row = grad.first_cell_row + i;
+      const T* from = gradient + (grad.margin_top + cell_row) * grad.row_pitch;
+      for (int64_t phase = 0; phase < grad.phases; phase++) {
+        const int64_t tap = grad.phase_begin[phase];
+        conv(from, grad.tap_offsets + tap, grad.phase_begin[phase + 1] - tap, filters + tap * grad.panel, grad.cells,
+             row, grad.panel);
+        if (grad.whole_cells) {
+          for (int64_t position = 0; position < positions; position++) {
+            store_position<S>(plan, grad, out, grad.first + image, group * plan.in_group, plan.in_group, cell_row,
+                              position, row + position * plan.in_group);
+          }
+        } else {
+          store_position<S>(plan, grad, out, grad.first + image, group * plan.in_group + first,
+                            least(grad.panel, plan.in_group - first), cell_row, phase, row);
+        }
       }
-      const int64_t channel = group * plan.in_group + first;
-      S* to = static_cast<S*>(out.data) + (grad.first + image) * out.stride[0] + channel * out.stride[1] +
-              y * out.stride[2];
-      store_row<S>(static_cast<const T*>(row), grad.panel,
-                   TensorRow<S>{to, least(grad.panel, plan.in_group - first), out.stride[1], g.in_w, out.stride[3]});
     }
   }
   trim_host_scratch(ScratchSlot::task);

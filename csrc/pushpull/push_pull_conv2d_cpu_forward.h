@@ -27,8 +27,8 @@ static void pack_filters(const PushPullPlan& plan, const View4& weight, int64_t 
       for (int64_t c = 0; c < plan.in_group; c++) {
         for (int64_t y = 0; y < g.kernel_h; y++) {
           for (int64_t x = 0; x < g.kernel_w; x++, tap++) {
-            const T w = used ? to_accumulate(filter[c * weight.stride[1] + y * weight.stride[2] + x * weight.stride[3]])
-                             : T(0);
+            const T w =
+                used ? to_accumulate(filter[c * weight.stride[1] + y * weight.stride[2] + x * weight.stride[3]]) : T(0);
             filters[tap * plan.panel + i] = w;
             if (tap == 0 || !(w >= low)) {
               low = w != w || low == low ? w : low;  // the first NaN stays
@@ -78,10 +78,10 @@ static void push_pull_row(const PushPullPlan& plan, int64_t panel, const RowRing
     const Vec<T> bias = load(static_cast<const T*>(plan.bias) + channel);
     const T* p = push.row(row) + j;
     T* to = out + j;
-    for_each_pull(plan, p, sums + j, row, range, mean_box, [=](int64_t column, Vec<T> u)
-                                                               __attribute__((always_inline)) {
-      store(to + column * width, relu(load(p + column * width)) - inhibition * relu(u) + bias);
-    });
+    for_each_pull(plan, p, sums + j, row, range, mean_box,
+                  [=](int64_t column, Vec<T> u) __attribute__((always_inline)) {
+                    store(to + column * width, relu(load(p + column * width)) - inhibition * relu(u) + bias);
+                  });
   }
 }
 

@@ -9,8 +9,8 @@ namespace STURDY_ISA_NAMESPACE {
 template <typename S>
 static const cpu::PushPullKernels& kernels() {
   static constexpr cpu::PushPullKernels table = {
-      kLanes<Accumulate<S>>, pack_filters<S>, forward<S>, backward<S>, reduce<S>, pack_grad_input_filters<S>,
-      grad_input<S>,
+      kLanes<Accumulate<S>>,      pack_filters<S>, forward<S>, backward<S>, reduce<S>,
+      pack_grad_input_filters<S>, grad_input<S>,
   };
   return table;
 }

@@ -43,9 +43,9 @@ struct PushPullPlan {
   void* filters;  // [panel][tap][channel]
   void* lowest;   // least and greatest entry of each filter
   void* highest;
-  void* lowest_share;   // 1 / number of entries equal to it
+  void* lowest_share;  // 1 / number of entries equal to it
   void* highest_share;
-  void* range;       // lowest + highest, the m of the pull kernel m - w
+  void* range;  // lowest + highest, the m of the pull kernel m - w
   void* inhibition;
   void* bias;
 
@@ -68,28 +68,38 @@ struct PushPullPartials {
 // The gradient of input: the same register tile with lanes along input channels, reading a zero-padded copy of the
 // gradient at the convolution's output. Beside the out_group planes of that there is one more plane per panel for
 // the pull kernel's constant m, whose weights are all one.
+//
+// Input pixels fall into cells of stride_h x stride_w, cell (y + pad_top) / stride_h, and all pixels at one position
+// in their cells see the same taps: kernel row k meets position (k * dilation_h) % stride_h, and the output row
+// (k * dilation_h) / stride_h above the cell's. With few channels one tile computes whole cells: its lanes are then
+// [position][channel] and its taps those of all positions, with zeros where a position does not have one.
 struct GradInputPlan {
-  int64_t vectors, panel, panels_per_group;  // panels of input channels
+  bool whole_cells;
+  int64_t vectors, panel, panels_per_group;  // panels of lanes
   int64_t planes;                            // out_group + panels_per_group of PushPullPlan
-  int64_t margin_top, margin_left;
-  int64_t rows, pitch, row_pitch, image_pitch;  // [image in round][group][row][plane][column]; row_pitch = planes * pitch
+  int64_t margin_top, margin_left;           // the farthest that a tap reaches up and left
+  int64_t rows, pitch, row_pitch,
+      image_pitch;  // [image in round][group][row][plane][column]; row_pitch = planes * pitch
   void* gradient;
-  int64_t images;      // per round
+  int64_t images;       // per round
   int64_t first, last;  // images of this round
 
-  int64_t phases_h, phases_w;  // = strides: input rows and columns of one phase see the same taps
-  int64_t* phase_begin;        // (phases_h * phases_w + 1) into tap lists
-  int64_t* tap_offsets;        // (planes * kernel_h * kernel_w), phase by phase
-  int64_t* tap_sources;        // the same taps as plane * kernel_h * kernel_w + position in the kernel
-  void* filters;               // [group][panel][tap][channel]
+  int64_t phases;        // tap lists: 1 with whole cells, else one for each position in a cell
+  int64_t taps;          // of all lists
+  int64_t* phase_begin;  // (phases + 1) into the lists
+  int64_t* tap_offsets;  // (taps)
+  int64_t* tap_sources;  // (taps): (plane * (margin_top + 1) + rows up) * (margin_left + 1) + columns left
+  void* filters;         // [group][panel][tap][lane]
 
-  int64_t bands, band_rows;  // of input rows
+  int64_t first_cell_row, cell_rows;  // those that hold input rows
+  int64_t first_cell, cells;          // likewise of columns
+  int64_t bands, band_rows;           // of cell rows
 };
 
 // All functions work on the units [begin, end).
 struct PushPullKernels {
   int64_t lanes;
-  void (*pack_filters)(const PushPullPlan&, const View4& weight, int64_t begin, int64_t end);  // panels
+  void (*pack_filters)(const PushPullPlan&, const View4& weight, int64_t begin, int64_t end);      // panels
   void (*forward)(const PushPullPlan&, const PushPullForwardParams&, int64_t begin, int64_t end);  // tasks
   // `grad_input_plan` is null when no gradient of input is wanted.
   void (*backward)(const PushPullPlan&, const PushPullBackwardParams&, const PushPullPartials&,

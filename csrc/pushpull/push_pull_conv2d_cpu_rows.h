@@ -68,12 +68,14 @@ static void gather_row(const S* from, int64_t step, Accumulate<S>* to, int64_t c
 }
 
 // A row of a tensor, seen as (channel, column), and the same row as a buffer [column][channel] of `panel` channels a
-// column. Buffers have room for whole blocks of columns; what is in them behind the row is never used.
+// column. Buffers have room for whole blocks of columns; what is in them behind the row is never used. The next row is
+// prefetched: rows of one channel are short and far apart, and there are more of them than the hardware keeps track of.
 template <typename S>
 struct TensorRow {
   S* data;
   int64_t channels, channel_stride;
   int64_t width, column_stride;
+  int64_t row_stride;
 };
 
 template <typename S, typename T = Accumulate<S>>
@@ -90,6 +92,7 @@ static void load_row(const TensorRow<const S>& from, T* to, int64_t panel) {
           STURDY_UNROLL
           for (int i = 0; i < lanes; i++) {
             block[i] = load(data + i * from.channel_stride + column);
+            __builtin_prefetch(data + i * from.channel_stride + column + from.row_stride);
           }
         } else {
           for (int i = 0; i < lanes; i++) {
@@ -138,6 +141,7 @@ static void store_row(const T* from, int64_t panel, const TensorRow<S>& to) {
           STURDY_UNROLL
           for (int i = 0; i < lanes; i++) {
             store(data + i * to.channel_stride + column, block[i]);
+            __builtin_prefetch(data + i * to.channel_stride + column + to.row_stride, 1);
           }
         } else {
           for (int i = 0; i < channels; i++) {
@@ -175,7 +179,8 @@ STURDY_ALWAYS_INLINE TensorRow<S> output_row(const PushPullPlan& plan, const Vie
   const int64_t first = panel % plan.panels_per_group * plan.panel;
   const int64_t channel = group * plan.out_group + first;
   S* data = static_cast<S*>(view.data) + n * view.stride[0] + channel * view.stride[1] + row * view.stride[2];
-  return {data, least(plan.panel, plan.out_group - first), view.stride[1], plan.geometry.out_w, view.stride[3]};
+  return {data,          least(plan.panel, plan.out_group - first), view.stride[1], plan.geometry.out_w, view.stride[3],
+          view.stride[2]};
 }
 
 // ---- the packed input and its box map ----
@@ -184,11 +189,11 @@ STURDY_ALWAYS_INLINE TensorRow<S> output_row(const PushPullPlan& plan, const Vie
 template <typename T>
 struct PackedBand {
   int64_t first, last;
-  T* x;             // [input row][channel][phase][column]
-  T* channel_sum;   // [input row][phase][column]
-  T* kernel_sum;    // one row of [phase][column], and room for the rows of pooling
-  T* box;           // [output row][column]: the convolution with ones
-  T* mean_box;      // pooled; the same as box without pooling
+  T* x;            // [input row][channel][phase][column]
+  T* channel_sum;  // [input row][phase][column]
+  T* kernel_sum;   // one row of [phase][column], and room for the rows of pooling
+  T* box;          // [output row][column]: the convolution with ones
+  T* mean_box;     // pooled; the same as box without pooling
   int64_t box_pitch;
 
   STURDY_ALWAYS_INLINE const T* x_row(const PushPullPlan& plan, int64_t row) const {
@@ -257,7 +262,8 @@ static void pack_input(const PushPullPlan& plan, const View4& input, int64_t n, 
   }
 }
 
-// The box map of rows [first, last) and its pooled copy, divided by the window's cells, of rows [mean_first, mean_last).
+// The box map of rows [first, last) and its pooled copy, divided by the window's cells, of rows [mean_first,
+// mean_last).
 template <typename T>
 static void box_map(const PushPullPlan& plan, PackedBand<T>& band, int64_t mean_first, int64_t mean_last) {
   constexpr int lanes = kLanes<T>;

@@ -92,9 +92,8 @@ static void conv_row(const T* x, const int64_t* offsets, int64_t taps, const T* 
     int64_t column = 0;
     for (int64_t tile = 0; tile < tiles; tile++) {  // as even as possible
       const int64_t next = width * (tile + 1) / tiles;
-      Tiles::of_columns[next - column - 1](x + column, offsets + first, count,
-                                           filters + first * vectors * kLanes<T>, out + column * out_step, out_step,
-                                           first > 0);
+      Tiles::of_columns[next - column - 1](x + column, offsets + first, count, filters + first * vectors * kLanes<T>,
+                                           out + column * out_step, out_step, first > 0);
       column = next;
     }
   }
