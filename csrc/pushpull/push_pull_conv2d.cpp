@@ -1,6 +1,7 @@
 // PushPull convolution: argument checks, dispatch and the C entry points. The only code here that looks at tensors.
 #include "pushpull/push_pull_conv2d.h"
 
+#include <algorithm>
 #include <limits>
 #include <string>
 #include <utility>
@@ -128,6 +129,11 @@ PushPullGeometry check_arguments(Checker& check, const Options* options, const s
   }
   constexpr Wide most = Wide{1} << 58;
   constexpr Wide most_rows = Wide{1} << 40;
+  if (Wide{g.in_h} + g.pad_top + options->padding[1] > most_rows ||
+      Wide{g.in_w} + g.pad_left + options->padding[3] > most_rows) {
+    check.fail(STURDY_EUNSUPPORTED, "the padded input would have more rows or columns than can be addressed");
+    return g;
+  }
   if (out_h > most_rows || out_w > most_rows || out_h * out_w > most ||
       out_h * out_w * (Wide{g.batch} * g.out_channels) > most) {
     check.fail(STURDY_EUNSUPPORTED, "the output would have more elements than can be addressed");
@@ -135,6 +141,13 @@ PushPullGeometry check_arguments(Checker& check, const Options* options, const s
   }
   g.out_h = static_cast<int64_t>(out_h);
   g.out_w = static_cast<int64_t>(out_w);
+  // An option that has no effect, or no more effect, takes its least value, so that no kernel need fear a large one.
+  g.stride_h = g.out_h == 1 ? 1 : g.stride_h;
+  g.stride_w = g.out_w == 1 ? 1 : g.stride_w;
+  g.dilation_h = g.kernel_h == 1 ? 1 : g.dilation_h;
+  g.dilation_w = g.kernel_w == 1 ? 1 : g.dilation_w;
+  g.pool_h = std::min(g.pool_h, 2 * g.out_h - 1);
+  g.pool_w = std::min(g.pool_w, 2 * g.out_w - 1);
   return g;
 }
 
@@ -270,6 +283,9 @@ sturdy_status backward(const sturdy_context* context, const Options* options, co
     } else {
       check.shape(name, gradient, {g.out_channels});
       check.dtype_of_or_float32(name, gradient, "input", input);
+      if (check.ok() && g.out_channels > 1 && stride_of(*gradient, 0) == 0) {
+        check.fail(STURDY_EINVAL, std::string(name) + " must have memory for each of its elements, got a stride of 0");
+      }
     }
     check.same_device(name, gradient, "input", input);
     check.data(name, gradient);
@@ -283,6 +299,17 @@ sturdy_status backward(const sturdy_context* context, const Options* options, co
   check_gradient("grad_weight", grad_weight, weight);
   check_gradient("grad_inhibition", grad_inhibition, nullptr);
   check_gradient("grad_bias", grad_bias, nullptr);
+  const std::pair<const char*, const sturdy_tensor*> outputs[] = {{"grad_input", grad_input},
+                                                                  {"grad_weight", grad_weight},
+                                                                  {"grad_inhibition", grad_inhibition},
+                                                                  {"grad_bias", grad_bias}};
+  for (const auto& [name, output] : outputs) {
+    for (const auto& [other_name, other] : outputs) {
+      if (output != nullptr && other != nullptr && name != other_name) {
+        check.separate(name, output, other_name, other);
+      }
+    }
+  }
   if (!check.ok()) {
     return check.result();
   }

@@ -11,14 +11,14 @@ from typing import Any
 
 def pair(op: str, name: str, value: Any, *, least: int) -> tuple[int, int]:
     """One or two integers as (rows, columns), each at least ``least``; else ``ValueError``."""
-    numbers = (value, value) if isinstance(value, int) else tuple(value)
+    numbers = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
     if len(numbers) == 1:
         numbers = numbers * 2
-    if len(numbers) != 2:
+    if len(numbers) != 2 or not all(hasattr(number, "__index__") for number in numbers):
         raise ValueError(f"{op}: {name} must be one or two integers, got {value}")
     if min(numbers) < least:
         raise ValueError(f"{op}: {name} must be at least {least}, got {value}")
-    return numbers
+    return int(numbers[0]), int(numbers[1])
 
 
 def pool(op: str, value: int | tuple[int, ...] | None) -> tuple[int, int]:

@@ -1,0 +1,20 @@
+// The Python module sturdy._numpy. What users call, with its documentation, is in sturdy/numpy.py.
+#include <pybind11/pybind11.h>
+
+#include <string>
+
+#include "error.h"
+#include "pushpull.h"
+#include "sturdy/sturdy.h"
+
+namespace py = pybind11;
+
+PYBIND11_MODULE(_numpy, m, py::mod_gil_not_used()) {
+  if (sturdy_abi_version() != STURDY_ABI_VERSION) {
+    throw py::import_error("sturdy._numpy was built for ABI " + std::to_string(STURDY_ABI_VERSION) +
+                           " of libsturdy_core, found " + std::to_string(sturdy_abi_version()) +
+                           ": build both from one version");
+  }
+  sturdy::numpy_binding::register_exceptions();
+  sturdy::numpy_binding::define_pushpull(m);
+}
