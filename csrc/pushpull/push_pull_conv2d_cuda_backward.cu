@@ -1,0 +1,584 @@
+// PushPull convolution, backward. With u = m * A(box) - A(p) and g the gradient of the result,
+//   gu = -inhibition * g * [u > 0],  gq = A^T(gu): divide by the window's cells, then add up windows,
+//   gp = g * [p > 0] - gq            is the one gradient at the convolution's output;
+//   grad_weight = wgrad(input, gp) + (sum gu * A(box)) shared among the weights that are the filter's extremes,
+//   grad_input  = dgrad(gp, weight) + what all-ones weights make of sum over filters of m * gq.
+// All sums over pixels run in two stages in a fixed order, cut into pieces by the sizes alone.
+//
+// Dynamic shared memory, none of which needs to opt in to more than 48 KiB (checked by static_assert where it varies):
+// input_gradient_kernel up to 25 KiB (TileShared), weight_gradient_kernel up to 17 KiB (WeightShared), one value a warp
+// for the two that add up a block, none elsewhere. Registers a thread; 128 is what two blocks a multiprocessor leave:
+// ptxas-budget: pull_gradient_kernel 64
+// ptxas-budget: channel_sums_kernel 40
+// ptxas-budget: push_gradient_kernel 56
+// ptxas-budget: ones_gradient_kernel 40
+// ptxas-budget: weight_gradient_kernel 128
+// ptxas-budget: weight_sums_kernel 48
+// ptxas-budget: input_gradient_kernel 128
+#include <algorithm>
+
+#include "pushpull/push_pull_conv2d_cuda.cuh"
+#include "pushpull/push_pull_conv2d_cuda_weight_gradient.cuh"
+
+namespace sturdy::cuda::push_pull {
+
+namespace {
+
+constexpr int kPointsPerThread = 8;
+constexpr int kChunk = kThreads * kPointsPerThread;  // pixels of a block in the pointwise kernels
+constexpr int kSums = 3;                             // of a channel: grad_bias, grad_inhibition, gradient of m
+
+template <typename A>
+struct GradientArguments {
+  Sizes sizes;
+  View4 grad_out;
+  View4 push;  // p; data null: it is in `map`
+  ChannelView inhibition, grad_inhibition, grad_bias;
+  bool inhibition_is_float, grad_inhibition_is_float, grad_bias_is_float;
+  bool bias_only;   // no gradient needs u
+  bool wants_map;   // gp is needed
+  bool wants_ones;  // gq is needed on its own
+  A strength;
+  const FilterRange<A>* ranges;
+  A* map;              // p and box, then gp and sum of m * gq
+  A* row_sums;         // of what is pooled; null: windows are small enough to be added up cell by cell
+  A* pull;             // gu over cells
+  A* adjoint;          // gq
+  A* partials;         // (channel, chunk, kSums)
+  A* offset_gradient;  // of m, per filter
+  int64_t chunks;      // of a channel's pixels in all images
+};
+
+template <typename T, typename A>
+STURDY_DEVICE A load_push(const GradientArguments<A>& a, int64_t image, int channel, const MapPoint& point) {
+  if (a.push.data == nullptr) {
+    return a.map[a.sizes.map_plane(image, channel) * a.sizes.pixels() + point.pixel];
+  }
+  const int64_t at = image * a.push.stride[0] + channel * a.push.stride[1] + point.row * a.push.stride[2] +
+                     point.column * a.push.stride[3];
+  return to_accumulate(static_cast<const T*>(a.push.data)[at]);
+}
+
+template <typename T, typename A>
+STURDY_DEVICE A load_gradient(const GradientArguments<A>& a, int64_t image, int channel, const MapPoint& point) {
+  const int64_t at = image * a.grad_out.stride[0] + channel * a.grad_out.stride[1] + point.row * a.grad_out.stride[2] +
+                     point.column * a.grad_out.stride[3];
+  return to_accumulate(static_cast<const T*>(a.grad_out.data)[at]);
+}
+
+// Up to so many cells of a window are read one by one, mostly from the cache; larger ones get a pass of their own that
+// adds up their rows and costs two more trips over the map.
+constexpr int kDirectCells = 16;
+
+bool adds_rows_first(const Sizes& s) {
+  return (2 * int64_t{s.radius_h} + 1) * (2 * int64_t{s.radius_w} + 1) > kDirectCells;
+}
+
+// Sum over the window around a point of a plane whose cells lie at these strides.
+template <typename A, typename S>
+STURDY_DEVICE A sum_window(const Sizes& s, const S* plane, int64_t row_stride, int64_t column_stride,
+                           const MapPoint& point) {
+  const int row_end = window_end(point.row, s.radius_h, s.out_h);
+  const int column_begin = window_begin(point.column, s.radius_w);
+  const int column_end = window_end(point.column, s.radius_w, s.out_w);
+  A sum = A(0);
+  for (int row = window_begin(point.row, s.radius_h); row < row_end; ++row) {
+    A row_sum = A(0);
+    for (int column = column_begin; column < column_end; ++column) {
+      row_sum += to_accumulate(plane[row * row_stride + column * column_stride]);
+    }
+    sum += row_sum;
+  }
+  return sum;
+}
+
+// Sum over the window around a point of `map`, from its row sums where there are any.
+template <typename A>
+STURDY_DEVICE A sum_map_window(const GradientArguments<A>& a, const A* map, int64_t plane, const MapPoint& point) {
+  const Sizes& s = a.sizes;
+  if (a.row_sums == nullptr) {
+    return sum_window<A>(s, map + plane * s.pixels(), s.out_w, 1, point);
+  }
+  const A* column = a.row_sums + plane * s.pixels() + point.column;
+  const int end = window_end(point.row, s.radius_h, s.out_h);
+  A sum = A(0);
+  for (int row = window_begin(point.row, s.radius_h); row < end; ++row) {
+    sum += column[int64_t{row} * s.out_w];
+  }
+  return sum;
+}
+
+template <typename T, typename A>
+STURDY_DEVICE A sum_push_window(const GradientArguments<A>& a, int64_t image, int channel, const MapPoint& point) {
+  if (a.row_sums != nullptr || a.push.data == nullptr) {
+    return sum_map_window(a, a.map, a.sizes.map_plane(image, channel), point);
+  }
+  const T* plane = static_cast<const T*>(a.push.data) + image * a.push.stride[0] + channel * a.push.stride[1];
+  return sum_window<A>(a.sizes, plane, a.push.stride[2], a.push.stride[3], point);
+}
+
+// ------------------------------------------------------------------------------------------------- gradient at the map
+
+// A block takes one channel and some of its pixels: partial sums, and gu over the window's cells (pooled) or gp itself.
+template <typename T, typename A>
+__global__ void __launch_bounds__(kThreads) pull_gradient_kernel(GradientArguments<A> a) {
+  STURDY_DYNAMIC_SHARED(A, scratch);  // one value a warp
+  const Sizes& s = a.sizes;
+  const int64_t chunk = blockIdx.x % a.chunks;
+  const int channel = static_cast<int>(blockIdx.x / a.chunks);
+  const int64_t first_image = chunk * kChunk / s.pixels();
+  const int first_pixel = static_cast<int>(chunk * kChunk % s.pixels());
+  A offset = A(0);
+  A strength = A(0);
+  if (!a.bias_only) {
+    offset = a.ranges[channel].offset();
+    strength =
+        a.inhibition.data == nullptr ? a.strength : load_channel<A, T>(a.inhibition, a.inhibition_is_float, channel);
+  }
+  A sums[kSums] = {};
+  for (int i = 0; i < kPointsPerThread; ++i) {
+    const MapPoint point(s, first_image, first_pixel, i * kThreads + static_cast<int>(threadIdx.x));
+    const int64_t image = point.plane;
+    if (image >= s.batch) {
+      break;
+    }
+    const A gradient = load_gradient<T>(a, image, channel, point);
+    sums[0] += gradient;
+    if (a.bias_only) {
+      continue;
+    }
+    const A push = load_push<T>(a, image, channel, point);
+    const int64_t plane = s.map_plane(image, channel);
+    const int64_t box_plane = s.box_plane(image, channel / s.group_out);
+    A mean_push = push;
+    A scale = A(1);
+    A mean_box;
+    if (s.pooled()) {
+      scale = A(1) / static_cast<A>(window_cells(s, point.row, point.column));
+      mean_push = sum_push_window<T>(a, image, channel, point) * scale;
+      mean_box = sum_map_window(a, a.map, box_plane, point) * scale;
+    } else {
+      mean_box = a.map[box_plane * s.pixels() + point.pixel];
+    }
+    const A pull = offset * mean_box - mean_push;
+    A pull_gradient = A(0);
+    sums[1] -= gradient * relu(pull);
+    if (pull > A(0)) {
+      pull_gradient = -strength * gradient;
+      sums[2] += pull_gradient * mean_box;
+    }
+    if (!a.wants_map) {
+      continue;
+    }
+    const int64_t at = plane * s.pixels() + point.pixel;
+    if (s.pooled() || a.wants_ones) {
+      a.pull[at] = pull_gradient * scale;
+    }
+    if (!s.pooled()) {
+      a.map[at] = (push > A(0) ? gradient : A(0)) - pull_gradient;
+    }
+  }
+#pragma unroll
+  for (int j = 0; j < kSums; ++j) {
+    sums[j] = block_sum(sums[j], scratch);
+  }
+  if (threadIdx.x == 0) {
+#pragma unroll
+    for (int j = 0; j < kSums; ++j) {
+      a.partials[(channel * a.chunks + chunk) * kSums + j] = sums[j];
+    }
+  }
+}
+
+// One block per channel adds up what the chunks left.
+template <typename T, typename A>
+__global__ void __launch_bounds__(kThreads) channel_sums_kernel(GradientArguments<A> a) {
+  STURDY_DYNAMIC_SHARED(A, scratch);  // one value a warp
+  const int channel = static_cast<int>(blockIdx.x);
+  A sums[kSums] = {};
+  for (int64_t chunk = threadIdx.x; chunk < a.chunks; chunk += kThreads) {
+#pragma unroll
+    for (int j = 0; j < kSums; ++j) {
+      sums[j] += a.partials[(channel * a.chunks + chunk) * kSums + j];
+    }
+  }
+#pragma unroll
+  for (int j = 0; j < kSums; ++j) {
+    sums[j] = block_sum(sums[j], scratch);
+  }
+  if (threadIdx.x == 0) {
+    if (a.grad_bias.data != nullptr) {
+      store_channel<A, T>(a.grad_bias, a.grad_bias_is_float, channel, sums[0]);
+    }
+    if (a.grad_inhibition.data != nullptr) {
+      store_channel<A, T>(a.grad_inhibition, a.grad_inhibition_is_float, channel, sums[1]);
+    }
+    a.offset_gradient[channel] = sums[2];
+  }
+}
+
+// Only where there is a pool: gq, then gp in place of p.
+template <typename T, typename A>
+__global__ void __launch_bounds__(kThreads) push_gradient_kernel(GradientArguments<A> a) {
+  const Sizes& s = a.sizes;
+  const int64_t first = static_cast<int64_t>(blockIdx.x) * kChunk;
+  const int64_t first_plane = first / s.pixels();
+  const int first_pixel = static_cast<int>(first % s.pixels());
+  for (int i = 0; i < kPointsPerThread; ++i) {
+    const MapPoint point(s, first_plane, first_pixel, i * kThreads + static_cast<int>(threadIdx.x));
+    if (point.plane >= s.batch * s.out_channels) {
+      return;
+    }
+    const int64_t image = point.plane / s.out_channels;
+    const int channel = static_cast<int>(point.plane % s.out_channels);
+    const int64_t plane = s.map_plane(image, channel);
+    const int64_t at = plane * s.pixels() + point.pixel;
+    const A pull_gradient = sum_map_window(a, a.pull, plane, point);
+    const A push = load_push<T>(a, image, channel, point);
+    a.map[at] = (push > A(0) ? load_gradient<T>(a, image, channel, point) : A(0)) - pull_gradient;
+    if (a.wants_ones) {
+      a.adjoint[at] = pull_gradient;
+    }
+  }
+}
+
+// sum over the filters of a group of m * gq, in place of the box.
+template <typename A>
+__global__ void __launch_bounds__(kThreads) ones_gradient_kernel(GradientArguments<A> a) {
+  const Sizes& s = a.sizes;
+  const int64_t first = static_cast<int64_t>(blockIdx.x) * kThreads;
+  const MapPoint point(s, first / s.pixels(), static_cast<int>(first % s.pixels()), static_cast<int>(threadIdx.x));
+  if (point.plane >= s.batch * s.groups) {
+    return;
+  }
+  const int group = static_cast<int>(point.plane % s.groups);
+  const int64_t box_plane = s.box_plane(point.plane / s.groups, group);
+  const int64_t first_filter = (box_plane - s.group_out) * s.pixels() + point.pixel;
+  A sum = A(0);
+  for (int filter = 0; filter < s.group_out; ++filter) {
+    sum += a.ranges[group * s.group_out + filter].offset() * a.adjoint[first_filter + filter * s.pixels()];
+  }
+  a.map[box_plane * s.pixels() + point.pixel] = sum;
+}
+
+// ------------------------------------------------------------------------------------------------ gradient of the
+// input
+
+// Input pixels that are `stride` apart meet the same taps, so a tile takes pixels of one such phase and only its taps.
+struct Phase {
+  int first_tap;  // smallest tap that reaches the phase
+  int tap_step;   // to the next one
+  int taps;       // 0: none reaches it
+  int shift;      // output coordinate of first_tap for the phase's first pixel
+  int back;       // output pixels from a tap back to the next one
+
+  STURDY_DEVICE Phase(int phase, int stride, int dilation, int pad, int kernel) {
+    int a = stride;
+    int b = dilation;
+    while (b != 0) {
+      const int remainder = a % b;
+      a = b;
+      b = remainder;
+    }
+    tap_step = stride / a;
+    back = dilation / a;
+    first_tap = 0;
+    const int last = min(tap_step, kernel);
+    while (first_tap < last && (phase + pad - first_tap * dilation) % stride != 0) {
+      ++first_tap;
+    }
+    taps = first_tap < last ? (kernel - first_tap + tap_step - 1) / tap_step : 0;
+    shift = taps > 0 ? (phase + pad - first_tap * dilation) / stride : 0;
+  }
+};
+
+template <typename A>
+struct InputArguments {
+  Sizes sizes;
+  TilePlan plan;  // of a phase
+  View4 weight, grad_input;
+  const A* map;
+  int phases_h, phases_w;
+};
+
+// As the forward tile: filters are input channels, channels are the group's filters and the sum of m * gq, whose
+// weights are ones.
+template <typename T, typename A, typename Shape>
+__global__ void __launch_bounds__(kThreads, 2) input_gradient_kernel(InputArguments<A> a) {
+  using Shared = TileShared<A, Shape>;
+  static_assert(sizeof(Shared) <= kSharedBudget, "a tile must fit in shared memory without opting in");
+  STURDY_DYNAMIC_SHARED(Shared, shared_memory);
+  Shared& shared = *shared_memory;
+  const Sizes& s = a.sizes;
+  const TilePlan& plan = a.plan;
+  unsigned index = blockIdx.x;
+  const int channel_block = static_cast<int>(index % plan.filter_blocks);
+  index /= plan.filter_blocks;
+  const int group = static_cast<int>(index % s.groups);
+  index /= s.groups;
+  const int tile_column = static_cast<int>(index % plan.columns.count);
+  index /= plan.columns.count;
+  const int tile_row = static_cast<int>(index % plan.rows.count);
+  index /= plan.rows.count;
+  const int phase_column = static_cast<int>(index % a.phases_w);
+  index /= a.phases_w;
+  const int phase_row = static_cast<int>(index % a.phases_h);
+  const int64_t image = index / a.phases_h;
+  const Phase rows(phase_row, s.stride_h, s.dilation_h, s.pad_top, s.kernel_h);
+  const Phase columns(phase_column, s.stride_w, s.dilation_w, s.pad_left, s.kernel_w);
+
+  const int thread = static_cast<int>(threadIdx.x);
+  const int staged = thread % Shape::pixels;
+  const int row = tile_row * plan.rows.inner + staged / plan.columns.tile;  // of the phase
+  const int column = tile_column * plan.columns.inner + staged % plan.columns.tile;
+  const int64_t in_row = int64_t{row} * s.stride_h + phase_row;
+  const int64_t in_column = int64_t{column} * s.stride_w + phase_column;
+  const bool inside = staged < plan.rows.tile * plan.columns.tile && in_row < s.in_h && in_column < s.in_w;
+  if (thread < Shape::pixels) {
+    shared.offset[staged] = inside ? in_row * a.grad_input.stride[2] + in_column * a.grad_input.stride[3] : -1;
+  }
+
+  const int first_channel = channel_block * Shape::filters;
+  TileProduct<A, T> product;
+  product.source = a.map + (s.box_plane(image, group) - s.group_out) * s.pixels();
+  product.taps.source_channel = s.pixels();
+  product.taps.source_row = s.out_w;
+  product.taps.source_column = 1;
+  product.source_h = s.out_h;
+  product.source_w = s.out_w;
+  product.weight = static_cast<const T*>(a.weight.data) + int64_t{group} * s.group_out * a.weight.stride[0] +
+                   first_channel * a.weight.stride[1] + rows.first_tap * a.weight.stride[2] +
+                   columns.first_tap * a.weight.stride[3];
+  product.weight_filter = a.weight.stride[1];
+  product.taps.weight_channel = a.weight.stride[0];
+  product.taps.weight_row = rows.tap_step * a.weight.stride[2];
+  product.taps.weight_column = columns.tap_step * a.weight.stride[3];
+  product.filters = min(s.group_in - first_channel, Shape::filters);
+  product.taps.channels = s.group_out + 1;
+  product.taps.taps_h = rows.taps;
+  product.taps.taps_w = columns.taps;
+  product.taps.tap_step_h = -rows.back;
+  product.taps.tap_step_w = -columns.back;
+  product.taps.ones_channel = s.group_out;
+
+  if (thread == 0) {
+    shared.block = TileBlock{image, group, first_channel, TileWindows{}};
+  }
+  A sums[Shape::pixels_per_thread][Shape::filters_per_thread] = {};
+  A unused = A(0);
+  multiply_tile<Shape>(product, rows.shift + row, columns.shift + column, inside, shared, sums, unused);
+
+  const TileBlock& block = shared.block;
+  T* image_gradient = static_cast<T*>(a.grad_input.data) + block.image * a.grad_input.stride[0];
+#pragma unroll 1
+  for (int f = 0; f < Shape::filters_per_thread; ++f) {
+    A gradients[Shape::pixels_per_thread];
+    pick_filter(sums, f, gradients);
+    const int filter = Shape::first_filter() + f;
+    const int64_t plane = (int64_t{block.group} * s.group_in + block.first_filter + filter) * a.grad_input.stride[1];
+#pragma unroll
+    for (int i = 0; i < Shape::pixels_per_thread; ++i) {
+      const int64_t offset = shared.offset[Shape::pixel(i)];
+      if (offset >= 0 && filter < s.group_in - block.first_filter) {
+        image_gradient[plane + offset] = from_accumulate<T>(gradients[i]);
+      }
+    }
+  }
+}
+
+// ------------------------------------------------------------------------------------------------------- the launcher
+
+template <typename A>
+struct BackwardWorkspace {
+  FilterRange<A>* ranges;
+  A* map;
+  A* row_sums;
+  A* pull;
+  A* partials;
+  A* offset_gradient;
+  A* weight_partials;
+
+  BackwardWorkspace(Workspace& workspace, const Sizes& s)
+      : ranges(workspace.take<FilterRange<A>>(s.out_channels)),
+        map(workspace.take<A>(s.map_planes() * s.pixels())),
+        row_sums(workspace.take<A>(s.pooled() ? s.map_planes() * s.pixels() : 0)),
+        pull(workspace.take<A>(s.map_planes() * s.pixels())),
+        partials(workspace.take<A>(s.out_channels * channel_chunks(s) * kSums)),
+        offset_gradient(workspace.take<A>(s.out_channels)),
+        weight_partials(
+            workspace.take<A>(plan_weights(s).pieces * s.out_channels * s.group_in * s.kernel_h * s.kernel_w)) {}
+
+  static int64_t channel_chunks(const Sizes& s) { return ceil_div(s.batch * s.pixels(), int64_t{kChunk}); }
+};
+
+// Launches unless an earlier launch failed or there is nothing to do.
+template <typename... Parameters, typename... Arguments>
+void launch_next(Status* status, void (*kernel)(Parameters...), int64_t blocks, size_t shared, void* stream,
+                 const Arguments&... arguments) {
+  if (*status != Status::ok || blocks == 0) {
+    return;
+  }
+  if (blocks > max_grid_x) {
+    *status = Status::unsupported_size;
+    return;
+  }
+  *status = launch(kernel, dim3(static_cast<unsigned>(blocks)), dim3(kThreads), shared, stream, arguments...);
+}
+
+template <typename T, typename A, typename Shape>
+void launch_input_shape(Status* status, InputArguments<A> arguments, void* stream) {
+  const Sizes& s = arguments.sizes;
+  arguments.phases_h = std::min(s.stride_h, s.in_h);
+  arguments.phases_w = std::min(s.stride_w, s.in_w);
+  const int extent_h = ceil_div(s.in_h, s.stride_h);
+  const int extent_w = ceil_div(s.in_w, s.stride_w);
+  arguments.plan = plan_tiles<Shape>(extent_h, extent_w, 0, 0, s.group_in);
+  const TilePlan& plan = arguments.plan;
+  const int64_t blocks = s.batch * arguments.phases_h * arguments.phases_w * plan.rows.count * plan.columns.count *
+                         s.groups * plan.filter_blocks;
+  launch_next(status, input_gradient_kernel<T, A, Shape>, blocks, sizeof(TileShared<A, Shape>), stream, arguments);
+}
+
+template <typename T, typename A>
+void launch_input(Status* status, const InputArguments<A>& arguments, void* stream) {
+  const Sizes& s = arguments.sizes;
+  const int64_t phase_pixels = int64_t{ceil_div(s.in_h, s.stride_h)} * ceil_div(s.in_w, s.stride_w);
+  if (s.group_in <= Tiles<A>::Narrow::filters) {
+    launch_input_shape<T, A, typename Tiles<A>::Narrow>(status, arguments, stream);
+  } else if (phase_pixels <= Tiles<A>::Small::pixels) {
+    launch_input_shape<T, A, typename Tiles<A>::Small>(status, arguments, stream);
+  } else if (s.group_in <= Tiles<A>::Medium::filters) {
+    launch_input_shape<T, A, typename Tiles<A>::Medium>(status, arguments, stream);
+  } else {
+    launch_input_shape<T, A, typename Tiles<A>::Wide>(status, arguments, stream);
+  }
+}
+
+template <typename T>
+Status backward(const PushPullBackwardParams& params, const Sizes& s, void* workspace, void* stream) {
+  using A = Accumulate<T>;
+  Workspace pieces(workspace);
+  const BackwardWorkspace<A> scratch(pieces, s);
+  const bool wants_input = params.grad_input.data != nullptr;
+  const bool wants_weight = params.grad_weight.data != nullptr;
+  const bool wants_inhibition = params.grad_inhibition.data != nullptr;
+  if (!wants_input && !wants_weight && !wants_inhibition && params.grad_bias.data == nullptr) {
+    return Status::ok;
+  }
+  GradientArguments<A> a{};
+  a.sizes = s;
+  a.grad_out = params.grad_out;
+  a.push = params.push;
+  a.inhibition = params.inhibition;
+  a.grad_inhibition = params.grad_inhibition;
+  a.grad_bias = params.grad_bias;
+  a.inhibition_is_float = params.inhibition.dtype == DType::f32;
+  a.grad_inhibition_is_float = params.grad_inhibition.dtype == DType::f32;
+  a.grad_bias_is_float = params.grad_bias.dtype == DType::f32;
+  a.wants_map = wants_input || wants_weight;
+  a.wants_ones = wants_input;
+  a.bias_only = !a.wants_map && !wants_inhibition;
+  a.strength = static_cast<A>(params.geometry.strength);
+  a.ranges = scratch.ranges;
+  a.map = scratch.map;
+  a.row_sums = adds_rows_first(s) ? scratch.row_sums : nullptr;
+  a.pull = scratch.pull;
+  // Without row sums neighbours are still reading gu when gq is written, but then the room for row sums is free.
+  a.adjoint = s.pooled() && a.row_sums == nullptr ? scratch.row_sums : scratch.pull;
+  a.partials = scratch.partials;
+  a.offset_gradient = scratch.offset_gradient;
+  a.chunks = BackwardWorkspace<A>::channel_chunks(s);
+
+  Status status = Status::ok;
+  const int64_t points = s.batch * s.out_channels * s.pixels();
+  const size_t sums_bytes = warp_size * sizeof(A);
+  if (!a.bias_only) {
+    status = filter_ranges<T>(s, params.weight, scratch.ranges, stream);
+    if (status == Status::ok && points > 0) {
+      status = convolve<T>(s, params.input, params.weight, params.push.data != nullptr, scratch.map, stream);
+    }
+    if (status == Status::ok && points > 0 && a.row_sums != nullptr) {
+      status = sum_rows<T>(s, params.push, scratch.map, true, scratch.row_sums, stream);
+    }
+  }
+  launch_next(&status, pull_gradient_kernel<T, A>, s.out_channels * a.chunks, sums_bytes, stream, a);
+  launch_next(&status, channel_sums_kernel<T, A>, s.out_channels, sums_bytes, stream, a);
+  if (!a.wants_map) {
+    return status;
+  }
+  if (s.pooled()) {
+    if (status == Status::ok && points > 0 && a.row_sums != nullptr) {
+      status = sum_rows<T>(s, View4{}, scratch.pull, false, scratch.row_sums, stream);
+    }
+    launch_next(&status, push_gradient_kernel<T, A>, ceil_div(points, int64_t{kChunk}), 0, stream, a);
+  }
+  if (wants_weight) {
+    const WeightPlan plan = plan_weights(s);
+    const int64_t blocks = plan.pieces * plan.filter_blocks * plan.tap_blocks * s.groups;
+    const A* map = scratch.map;
+    if (narrow_weights(s)) {
+      launch_next(&status, weight_gradient_kernel<T, A, NarrowWeights>, blocks, sizeof(WeightShared<A, NarrowWeights>),
+                  stream, s, plan, params.input, map, scratch.weight_partials);
+    } else {
+      launch_next(&status, weight_gradient_kernel<T, A, WideWeights>, blocks, sizeof(WeightShared<A, WideWeights>),
+                  stream, s, plan, params.input, map, scratch.weight_partials);
+    }
+    const int64_t weights = int64_t{s.out_channels} * s.group_in * s.kernel_h * s.kernel_w;
+    launch_next(&status, weight_sums_kernel<T, A>, ceil_div(weights, int64_t{kThreads}), 0, stream, s, plan.pieces,
+                params.weight, params.grad_weight, static_cast<const FilterRange<A>*>(scratch.ranges),
+                static_cast<const A*>(scratch.offset_gradient), static_cast<const A*>(scratch.weight_partials));
+  }
+  if (wants_input) {
+    const int64_t ones = s.batch * s.groups * s.pixels();
+    launch_next(&status, ones_gradient_kernel<A>, ceil_div(ones, int64_t{kThreads}), 0, stream, a);
+    InputArguments<A> arguments{};
+    arguments.sizes = s;
+    arguments.weight = params.weight;
+    arguments.grad_input = params.grad_input;
+    arguments.map = scratch.map;
+    if (s.in_h > 0 && s.in_w > 0 && s.group_in > 0) {
+      launch_input<T>(&status, arguments, stream);
+    }
+  }
+  return status;
+}
+
+}  // namespace
+
+}  // namespace sturdy::cuda::push_pull
+
+namespace sturdy::cuda {
+
+size_t push_pull_conv2d_backward_workspace(const PushPullGeometry& geometry) {
+  push_pull::Sizes sizes;
+  if (!push_pull::make_sizes(geometry, &sizes)) {
+    return 0;  // the launcher refuses such a size
+  }
+  push_pull::Workspace pieces(nullptr);
+  if (geometry.dtype == DType::f64) {
+    push_pull::BackwardWorkspace<double>(pieces, sizes);
+  } else {
+    push_pull::BackwardWorkspace<float>(pieces, sizes);
+  }
+  return pieces.bytes();
+}
+
+Status push_pull_conv2d_backward(const PushPullBackwardParams& params, void* workspace, void* stream) {
+  push_pull::Sizes sizes;
+  if (!push_pull::make_sizes(params.geometry, &sizes)) {
+    return Status::unsupported_size;
+  }
+  switch (params.geometry.dtype) {
+    case DType::f32:
+      return push_pull::backward<float>(params, sizes, workspace, stream);
+    case DType::f64:
+      return push_pull::backward<double>(params, sizes, workspace, stream);
+    case DType::f16:
+      return push_pull::backward<__half>(params, sizes, workspace, stream);
+    case DType::bf16:
+      return push_pull::backward<__nv_bfloat16>(params, sizes, workspace, stream);
+  }
+  return Status::unsupported_dtype;
+}
+
+}  // namespace sturdy::cuda
