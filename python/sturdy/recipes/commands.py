@@ -1,0 +1,287 @@
+"""The commands of ``sturdy``. Heavy imports are inside them, so that help and typing errors answer at once."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from sturdy.recipes import presets
+from sturdy.recipes.errors import check_name
+from sturdy.recipes.settings import (
+    AUGMENTATIONS,
+    DATA_SETS,
+    MODELS,
+    OPTIMIZERS,
+    PRECISIONS,
+    RESNET_STEMS,
+    SCHEDULES,
+    STEMS,
+)
+
+app = typer.Typer(
+    name="sturdy",
+    help="Train robust networks, measure how robust they are, and check this installation.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+
+def run(arguments: list[str] | None = None) -> int:
+    """Run one command; returns its exit status, raises what went wrong."""
+    words = sys.argv[1:] if arguments is None else arguments
+    result = app(args=words or ["--help"], prog_name="sturdy", standalone_mode=False)
+    return result if isinstance(result, int) else 0
+
+
+def _choice(what: str, names: tuple[str, ...]) -> str:
+    return f"{what}: {', '.join(names)}."
+
+
+_DATA, _NETWORK, _TRAINING, _RUNNING = "Data", "Network", "Training", "Running"
+
+
+@app.command()
+def train(
+    preset: Annotated[str, typer.Argument(help=_choice("Whose recipe", presets.NAMES))],
+    out: Annotated[Path | None, typer.Option(help="Run folder; default runs/PRESET-DATA.")] = None,
+    baseline: Annotated[
+        bool, typer.Option("--baseline", help="Train the same network with the plain stem too, into OUT/baseline.")
+    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in OUT from its last checkpoint.")] = False,
+    data: Annotated[
+        str | None, typer.Option(help=_choice("Data set", DATA_SETS) + " Default digits.", rich_help_panel=_DATA)
+    ] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Folder of the data set; for npz the file.", rich_help_panel=_DATA)
+    ] = None,
+    download: Annotated[
+        bool, typer.Option("--download", help="Fetch cifar10 or fashion-mnist into --data-dir.", rich_help_panel=_DATA)
+    ] = False,
+    image_size: Annotated[
+        int | None, typer.Option(help="Side of the images of an imagefolder; default 224.", rich_help_panel=_DATA)
+    ] = None,
+    limit_train: Annotated[
+        int | None, typer.Option(help="Use only so many training images.", rich_help_panel=_DATA)
+    ] = None,
+    limit_test: Annotated[int | None, typer.Option(help="Use only so many test images.", rich_help_panel=_DATA)] = None,
+    val_fraction: Annotated[
+        float | None, typer.Option(help="Part of the training images kept to choose best/.", rich_help_panel=_DATA)
+    ] = None,
+    augment: Annotated[
+        str | None,
+        typer.Option(help=_choice("Comma-separated augmentations, or none", AUGMENTATIONS), rich_help_panel=_DATA),
+    ] = None,
+    model: Annotated[str | None, typer.Option(help=_choice("Network", MODELS), rich_help_panel=_NETWORK)] = None,
+    stem: Annotated[str | None, typer.Option(help=_choice("First layer", STEMS), rich_help_panel=_NETWORK)] = None,
+    resnet_stem: Annotated[
+        str | None,
+        typer.Option(
+            help=_choice("Geometry of a ResNet's first layer", RESNET_STEMS) + " auto: cifar up to 64 pixels.",
+            rich_help_panel=_NETWORK,
+        ),
+    ] = None,
+    avg_kernel_size: Annotated[
+        int | None,
+        typer.Option(help="Pool of the pull response, odd; 0 is off.", rich_help_panel=_NETWORK),
+    ] = None,
+    inhibition: Annotated[
+        float | None, typer.Option(help="Strength of the pull response.", rich_help_panel=_NETWORK)
+    ] = None,
+    trainable_inhibition: Annotated[
+        bool | None,
+        typer.Option(
+            "--trainable-inhibition/--fixed-inhibition",
+            help="Learn one strength per channel, from U(0, 1).",
+            rich_help_panel=_NETWORK,
+        ),
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the data.", rich_help_panel=_TRAINING)] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Images per step, over all processes.", rich_help_panel=_TRAINING)
+    ] = None,
+    optimizer: Annotated[
+        str | None, typer.Option(help=_choice("Optimizer", OPTIMIZERS), rich_help_panel=_TRAINING)
+    ] = None,
+    lr: Annotated[float | None, typer.Option(help="Highest learning rate.", rich_help_panel=_TRAINING)] = None,
+    weight_decay: Annotated[
+        float | None, typer.Option(help="Weight decay of all parameters.", rich_help_panel=_TRAINING)
+    ] = None,
+    schedule: Annotated[
+        str | None, typer.Option(help=_choice("Course of the learning rate", SCHEDULES), rich_help_panel=_TRAINING)
+    ] = None,
+    precision: Annotated[
+        str | None, typer.Option(help=_choice("Arithmetic", PRECISIONS), rich_help_panel=_TRAINING)
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Of weights, order and augmentation.", rich_help_panel=_TRAINING)
+    ] = None,
+    log_every: Annotated[
+        int | None, typer.Option(help="Steps between two losses in log.jsonl.", rich_help_panel=_RUNNING)
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.", rich_help_panel=_RUNNING)] = "auto",
+    workers: Annotated[
+        int, typer.Option(min=0, help="Processes that decode an imagefolder.", rich_help_panel=_RUNNING)
+    ] = 2,
+    checkpoint_minutes: Annotated[
+        float, typer.Option(min=0, help="Longest time between two checkpoints.", rich_help_panel=_RUNNING)
+    ] = 10.0,
+) -> None:
+    """Train a network as a paper describes it.
+
+    The preset fills in what is not given here. Interrupt a run at any time and continue it with --resume.
+    """
+    from sturdy.recipes import train as recipe
+
+    chosen: dict[str, Any] = {
+        "data": data,
+        "data_dir": None if data_dir is None else str(data_dir.absolute()),
+        "image_size": image_size,
+        "limit_train": limit_train,
+        "limit_test": limit_test,
+        "val_fraction": val_fraction,
+        "augment": None if augment is None else tuple(_words(augment)),
+        "model": model,
+        "stem": stem,
+        "resnet_stem": resnet_stem,
+        "avg_kernel_size": avg_kernel_size,
+        "inhibition": inhibition,
+        "trainable_inhibition": trainable_inhibition,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "optimizer": optimizer,
+        "lr": lr,
+        "weight_decay": weight_decay,
+        "schedule": schedule,
+        "precision": precision,
+        "seed": seed,
+        "log_every": log_every,
+    }
+    check_name("preset", preset, presets.NAMES)
+    options = recipe.TrainOptions(
+        out=out or Path("runs") / f"{preset}-{data or 'digits'}",
+        baseline=baseline,
+        resume=resume,
+        download=download,
+        device=device,
+        workers=workers,
+        checkpoint_minutes=checkpoint_minutes,
+    )
+    recipe.train(preset, chosen, options, Console())
+
+
+@app.command()
+def evaluate(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
+    checkpoint: Annotated[str, typer.Option(help="last, as the paper does, or best.")] = "last",
+    corruptions: Annotated[str | None, typer.Option(help="Comma-separated names; all if left out.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the corruptions.")] = 0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images at a time; does not change the result.")] = 256,
+    limit_test: Annotated[int | None, typer.Option(min=1, help="Use only so many test images.")] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Where the data set lies now, if it was moved.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    workers: Annotated[int, typer.Option(min=0, help="Processes that decode an imagefolder.")] = 2,
+) -> None:
+    """Measure accuracy on clean and on corrupted test images, of a run and its baseline.
+
+    Writes RUN/evaluate/results.json and pictures of the accuracies and of the learned filters.
+    """
+    from sturdy.recipes import evaluate as recipe
+
+    options = recipe.EvaluateOptions(
+        run=run_folder,
+        checkpoint=checkpoint,
+        corruptions=_words(corruptions or ""),
+        seed=seed,
+        batch_size=batch_size,
+        limit_test=limit_test,
+        data_dir=None if data_dir is None else str(data_dir.absolute()),
+        device=device,
+        workers=workers,
+    )
+    recipe.evaluate(options, Console())
+
+
+@app.command()
+def summarize(
+    run_folders: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="Evaluated runs, as a rule of one seed each.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for summary.md, summary.json and accuracy.png.")],
+) -> None:
+    """Mean and standard deviation over several evaluated runs, as a Markdown table, JSON and a picture."""
+    from sturdy.recipes import summary
+
+    summary.summarize(run_folders, out, Console())
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Run folder; a finished run in it is only evaluated again.")] = Path(
+        "runs/demo"
+    ),
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+) -> None:
+    """Train PushPull and its baseline on handwritten digits and compare them under corruption, in a minute or two."""
+    import torch
+
+    from sturdy.recipes import evaluate as evaluation
+    from sturdy.recipes import train as training
+
+    torch.set_num_threads(1)  # images of 8 x 8 pixels are too small to share between cores
+    console = Console()
+    resume = (out / "config.json").exists()
+    training.train("pushpull", {}, training.TrainOptions(out, baseline=True, resume=resume, device=device), console)
+    evaluation.evaluate(evaluation.EvaluateOptions(out, device=device), console)
+
+
+@app.command("list")
+def list_names() -> None:
+    """Names that the other commands know: presets, data sets, networks, corruptions."""
+    from sturdy.recipes import corruption
+
+    console = Console()
+    for name in presets.NAMES:
+        preset = presets.load_preset(name)
+        console.print(f"preset {name}: {preset.summary}\n  {preset.source}", highlight=False, soft_wrap=True)
+    for what, names in (
+        ("data sets", DATA_SETS),
+        ("networks", MODELS),
+        ("stems", STEMS),
+        ("augmentations", AUGMENTATIONS),
+        ("corruptions", corruption.NAMES),
+    ):
+        console.print(f"{what}: {', '.join(names)}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def info() -> None:
+    """What this build contains and what this machine has."""
+    from sturdy._info import info_lines
+
+    for line in info_lines():
+        typer.echo(line)
+
+
+@app.command()
+def doctor() -> None:
+    """Check the installation and say what to do about what is found; exit status 1 if something is wrong."""
+    from sturdy._info import doctor as examine
+
+    findings = examine()
+    for finding in findings:
+        typer.echo(f"{'ok  ' if finding.ok else 'BAD '} {finding.what}")
+        if not finding.ok and finding.advice:
+            typer.echo(f"     {finding.advice}")
+    if not all(finding.ok for finding in findings):
+        raise typer.Exit(1)
+
+
+def _words(text: str) -> list[str]:
+    """The words of a comma-separated option; ``none`` is an empty list."""
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    return [] if words == ["none"] else words

@@ -1,0 +1,296 @@
+"""The data sets: images in [0, 1] with a class each, split into training, validation and test part.
+
+Sets that fit into memory are held as one tensor; an image folder is decoded as it is read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sturdy.recipes.errors import RecipeError, UsageError, one_line
+from sturdy.recipes.settings import Settings
+
+# Published statistics, where a recipe names them; elsewhere they are computed from the training part.
+_CIFAR10_STATISTICS = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
+_IMAGENET_STATISTICS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+_SPLIT_SEED = 0  # which images are validation or a subset is the same in all runs
+
+
+@dataclass(frozen=True)
+class ArraySplit:
+    """Images in memory.
+
+    Attributes:
+        images: ``(N, C, H, W)``, uint8 in 0..255 or float32 in [0, 1].
+        labels: ``(N,)`` int64.
+    """
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, indices: Tensor) -> ArraySplit:
+        """The split with these images, in this order."""
+        return ArraySplit(self.images[indices], self.labels[indices])
+
+
+@dataclass(frozen=True)
+class FolderSplit:
+    """Images in files.
+
+    Attributes:
+        files: ``(path, class)`` per image.
+        image_size: Side of the decoded, cropped image in pixels.
+    """
+
+    files: list[tuple[str, int]]
+    image_size: int
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def take(self, indices: Tensor) -> FolderSplit:
+        """The split with these images, in this order."""
+        return FolderSplit([self.files[i] for i in indices.tolist()], self.image_size)
+
+
+Split = ArraySplit | FolderSplit
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A data set, split.
+
+    Attributes:
+        train, val, test: The parts; ``val`` is cut from the training images and may be empty.
+        classes: Names of the classes.
+        channels: 1 or 3 as a rule.
+        image_size: The shorter side in pixels.
+        mean, std: Per channel, of images in [0, 1].
+    """
+
+    train: Split
+    val: Split
+    test: Split
+    classes: list[str]
+    channels: int
+    image_size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def describe(self) -> dict[str, Any]:
+        """What ``config.json`` says about it; a resume compares this."""
+        return {
+            "train": len(self.train),
+            "val": len(self.val),
+            "test": len(self.test),
+            "classes": self.classes,
+            "channels": self.channels,
+            "image_size": self.image_size,
+            "mean": list(self.mean),
+            "std": list(self.std),
+        }
+
+
+def load_data(settings: Settings, *, download: bool = False) -> DataSet:
+    """Load, check and split the data set of a run.
+
+    Raises:
+        RecipeError: a file is missing, truncated or not what it should be; the message names it.
+    """
+    if settings.data == "digits":
+        train, test, classes = _digits()
+    elif settings.data == "npz":
+        train, test, classes = _npz(_given(settings, "the .npz file"))
+    elif settings.data == "cifar10":
+        train, test, classes = _cifar10(_given(settings, "the folder that holds cifar-10-batches-py"), download)
+    elif settings.data == "fashion-mnist":
+        train, test, classes = _fashion_mnist(_given(settings, "the folder that holds FashionMNIST"), download)
+    else:
+        return _split(settings, *_image_folder(_given(settings, "the folder with train/ and val/"), settings))
+    return _split(settings, train, test, classes)
+
+
+def _given(settings: Settings, what: str) -> Path:
+    if settings.data_dir is None:
+        raise UsageError(f"--data {settings.data} needs --data-dir: {what}")
+    return Path(settings.data_dir)
+
+
+def _split(settings: Settings, train: Split, test: Split, classes: list[str]) -> DataSet:
+    random = torch.Generator().manual_seed(_SPLIT_SEED)
+    order = torch.randperm(len(train), generator=random)[: settings.limit_train]
+    test_order = torch.randperm(len(test), generator=random)[: settings.limit_test].sort().values
+    n_val = round(settings.val_fraction * len(order))
+    if len(order) - n_val < settings.batch_size:
+        raise UsageError(
+            f"--batch-size {settings.batch_size} exceeds the {len(order) - n_val} training images of {settings.data}"
+        )
+    parts = {"val": train.take(order[:n_val]), "test": test.take(test_order), "train": train.take(order[n_val:])}
+    fit = parts["train"]
+    if isinstance(fit, ArraySplit):
+        channels, size = fit.images.shape[1], min(fit.images.shape[2:])
+        mean, std = _CIFAR10_STATISTICS if settings.data == "cifar10" else _statistics(fit.images)
+    else:
+        channels, size, (mean, std) = 3, fit.image_size, _IMAGENET_STATISTICS
+    return DataSet(**parts, classes=classes, channels=channels, image_size=size, mean=mean, std=std)
+
+
+def _statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation per channel, rounded so that they read well in ``config.json``."""
+    scale = 255.0 if images.dtype == torch.uint8 else 1.0
+    total = torch.zeros(images.shape[1], dtype=torch.float64)
+    squares = torch.zeros_like(total)
+    for chunk in images.split(4096):
+        values = chunk.to(torch.float64) / scale
+        total += values.sum((0, 2, 3))
+        squares += values.square().sum((0, 2, 3))
+    count = images.numel() / images.shape[1]
+    mean = total / count
+    std = (squares / count - mean.square()).clamp(min=1e-8).sqrt()
+    return tuple(round(v, 4) for v in mean.tolist()), tuple(max(round(v, 4), 1e-4) for v in std.tolist())
+
+
+def _digits() -> tuple[ArraySplit, ArraySplit, list[str]]:
+    """scikit-learn's 1797 handwritten digits of 8 x 8; every fifth of each class is for testing."""
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    digits = load_digits()
+    images = torch.from_numpy((digits.images / 16.0).astype(np.float32))[:, None]
+    labels = torch.from_numpy(digits.target.astype(np.int64))
+    train, test = train_test_split(np.arange(len(labels)), test_size=0.2, stratify=digits.target, random_state=0)
+    whole = ArraySplit(images, labels)
+    classes = [str(name) for name in digits.target_names]
+    return whole.take(torch.from_numpy(train)), whole.take(torch.from_numpy(test)), classes
+
+
+def _npz(path: Path) -> tuple[ArraySplit, ArraySplit, list[str]]:
+    wanted = ("x_train", "y_train", "x_test", "y_test")
+    if path.is_dir():
+        raise RecipeError(f"--data npz wants a file, but {path} is a folder")
+    try:
+        with open(path, "rb") as stream:
+            file = np.load(stream, allow_pickle=False)
+            if not isinstance(file, np.lib.npyio.NpzFile):
+                raise RecipeError(f"{path} holds a single array; --data npz wants {', '.join(wanted)}")
+            missing = [key for key in wanted if key not in file.files]
+            if missing:
+                raise RecipeError(f"{path} lacks {', '.join(missing)} (it holds {', '.join(file.files) or 'nothing'})")
+            arrays = {key: file[key] for key in wanted}
+    except FileNotFoundError:
+        raise RecipeError(f"no such file: {path}") from None
+    except RecipeError:
+        raise
+    except Exception as error:  # zipfile, zlib, lzma and the npy reader each have their own exceptions
+        raise RecipeError(f"{path} is truncated or not an npz file ({one_line(error)[:120]})") from None
+    train = _from_arrays(path, "train", arrays["x_train"], arrays["y_train"])
+    test = _from_arrays(path, "test", arrays["x_test"], arrays["y_test"])
+    if train.images.shape[1:] != test.images.shape[1:]:
+        raise RecipeError(f"{path}: x_train and x_test hold images of different shapes")
+    n_classes = int(max(train.labels.max(), test.labels.max())) + 1
+    return train, test, [str(i) for i in range(n_classes)]
+
+
+def _from_arrays(path: Path, part: str, x: np.ndarray, y: np.ndarray) -> ArraySplit:
+    """``x`` is (N, H, W) or (N, H, W, C), uint8 or float in [0, 1]; ``y`` (N,) or (N, 1) whole numbers from 0."""
+    if x.ndim == 3:
+        x = x[..., None]
+    if x.ndim != 4 or x.shape[-1] not in (1, 3):
+        raise RecipeError(f"{path}: x_{part} must be (N, H, W) or (N, H, W, 1 or 3), got {x.shape}")
+    y = y.reshape(-1) if y.shape in ((len(x),), (len(x), 1)) else y
+    if y.shape != (len(x),) or not np.issubdtype(y.dtype, np.integer) or len(y) == 0 or y.min() < 0:
+        raise RecipeError(f"{path}: y_{part} must hold {len(x)} class numbers from 0, got {y.dtype} {y.shape}")
+    if x.dtype != np.uint8:
+        x = x.astype(np.float32)
+        if not (np.isfinite(x).all() and x.min() >= 0 and x.max() <= 1):
+            raise RecipeError(f"{path}: x_{part} must be uint8 or lie in [0, 1]")
+    images = torch.from_numpy(np.ascontiguousarray(x.transpose(0, 3, 1, 2)))
+    return ArraySplit(images, torch.from_numpy(y.astype(np.int64)))
+
+
+def _cifar10(root: Path, download: bool) -> tuple[ArraySplit, ArraySplit, list[str]]:
+    from torchvision.datasets import CIFAR10
+
+    if not download:
+        folder = _existing(root) / CIFAR10.base_folder
+        for name, md5 in [*CIFAR10.train_list, *CIFAR10.test_list]:
+            _check_file(folder / name, "CIFAR-10")
+            if hashlib.md5((folder / name).read_bytes(), usedforsecurity=False).hexdigest() != md5:
+                raise RecipeError(f"{folder / name} is truncated or damaged (wrong checksum); fetch it anew")
+    parts = _torchvision(CIFAR10, root, download)
+    splits = [_from_arrays(root, "train", part.data, np.asarray(part.targets)) for part in parts]
+    return splits[0], splits[1], list(parts[0].classes)
+
+
+def _fashion_mnist(root: Path, download: bool) -> tuple[ArraySplit, ArraySplit, list[str]]:
+    from torchvision.datasets import FashionMNIST
+
+    if not download:
+        folder = _existing(root) / "FashionMNIST" / "raw"
+        for name, count, size in (("train", 60000, 28 * 28), ("t10k", 10000, 28 * 28)):
+            images, labels = folder / f"{name}-images-idx3-ubyte", folder / f"{name}-labels-idx1-ubyte"
+            for path, length in ((images, 16 + count * size), (labels, 8 + count)):
+                _check_file(path, "Fashion-MNIST")
+                if path.stat().st_size != length:
+                    raise RecipeError(
+                        f"{path} is truncated or damaged ({path.stat().st_size} bytes, not {length}); fetch it anew"
+                    )
+    parts = _torchvision(FashionMNIST, root, download)
+    splits = [ArraySplit(part.data[:, None], part.targets.to(torch.int64)) for part in parts]
+    return splits[0], splits[1], list(parts[0].classes)
+
+
+def _torchvision(cls: Any, root: Path, download: bool) -> list[Any]:
+    """The training and the test part through torchvision, with one-line errors."""
+    try:
+        return [cls(str(root), train=train, download=download) for train in (True, False)]
+    except Exception as error:  # network, archive, checksum and format errors of many types
+        raise RecipeError(f"cannot load {cls.__name__} from {root}: {one_line(error)[:160]}") from None
+
+
+def _existing(folder: Path) -> Path:
+    if not folder.is_dir():
+        raise RecipeError(f"no such folder: {folder} (--data-dir)")
+    return folder
+
+
+def _check_file(path: Path, what: str) -> None:
+    if not path.is_file():
+        raise RecipeError(f"{path} is missing; is --data-dir the folder of {what}? (--download fetches it)")
+
+
+def _image_folder(root: Path, settings: Settings) -> tuple[FolderSplit, FolderSplit, list[str]]:
+    from torchvision.datasets import ImageFolder
+
+    parts = []
+    for name in ("train", "val"):
+        folder = _existing(root) / name
+        if not folder.is_dir():
+            raise RecipeError(f"no such folder: {folder} (an image folder has train/ and val/ with one folder a class)")
+        try:
+            parts.append(ImageFolder(str(folder)))
+        except FileNotFoundError as error:
+            raise RecipeError(f"{folder}: {one_line(error)[:160]}") from None
+    train, val = parts
+    if train.classes != val.classes:
+        odd = sorted(set(train.classes) ^ set(val.classes))[0]
+        raise RecipeError(f"{root}: train/ and val/ do not have the same classes; {odd!r} is only in one of them")
+    size = settings.image_size
+    return FolderSplit(train.samples, size), FolderSplit(val.samples, size), train.classes
+
+
+def without_training_images(data: DataSet) -> DataSet:
+    """The data set with its test part only, to free memory before an evaluation."""
+    nothing = torch.zeros(0, dtype=torch.int64)
+    return replace(data, train=data.train.take(nothing), val=data.val.take(nothing))

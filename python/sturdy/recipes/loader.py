@@ -1,0 +1,131 @@
+"""Batches. Which images a step sees depends on the seed, the epoch and the step, and on nothing that happened before.
+
+So a resumed run continues in the middle of an epoch with the very batch that came next, and several processes see
+together what one process would see.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from sturdy.recipes.data import ArraySplit, FolderSplit, Split
+from sturdy.recipes.distributed import World
+from sturdy.recipes.errors import RecipeError, one_line
+from sturdy.recipes.keyed_random import mix_key
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images of one step in one process.
+
+    Attributes:
+        images: ``(N, C, H, W)`` float32 in [0, 1], on the run's device.
+        labels: ``(N,)`` int64.
+        indices: ``(N,)`` int64, places of the images in their split.
+    """
+
+    images: Tensor
+    labels: Tensor
+    indices: Tensor
+
+
+class Loader:
+    """Reads batches of a split.
+
+    Args:
+        split: The images.
+        batch_size: Images of a step, over all processes together.
+        world: The processes.
+        workers: Processes that decode an image folder; 0 decodes in this one.
+    """
+
+    def __init__(self, split: Split, batch_size: int, world: World, workers: int = 0) -> None:
+        self.split = split
+        self.batch_size = batch_size
+        self.world = world
+        self.workers = workers
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Full batches in the split; what is left over changes with the order, that is, with each epoch."""
+        return len(self.split) // self.batch_size
+
+    def training(self, seed: int, epoch: int, first_step: int = 0) -> Iterator[Batch]:
+        """The part of this process in each batch of an epoch, from ``first_step`` of the epoch on."""
+        random = torch.Generator().manual_seed(mix_key(seed, "order", epoch))
+        order = torch.randperm(len(self.split), generator=random)
+        steps = range(first_step, self.steps_per_epoch)
+        batches = [order[i * self.batch_size : (i + 1) * self.batch_size] for i in steps]
+        yield from self._read([batch[self.world.rank :: self.world.size] for batch in batches], mix_key(seed, epoch))
+
+    def in_order(self) -> Iterator[Batch]:
+        """The part of this process in the split, each image once, without augmentation."""
+        mine = torch.arange(len(self.split))[self.world.rank :: self.world.size]
+        yield from self._read(list(mine.split(self.batch_size)) if len(mine) else [], None)
+
+    def _read(self, batches: list[Tensor], crop_key: int | None) -> Iterator[Batch]:
+        device = self.world.device
+        if isinstance(self.split, ArraySplit):
+            for indices in batches:
+                images = self.split.images[indices].to(device)
+                scaled = images.float() / 255.0 if images.dtype == torch.uint8 else images
+                yield Batch(scaled, self.split.labels[indices].to(device), indices.to(device))
+            return
+        loader: DataLoader[Any] = DataLoader(
+            _Files(self.split, crop_key),
+            batch_sampler=[batch.tolist() for batch in batches],
+            num_workers=self.workers,
+            collate_fn=_collate,
+            pin_memory=device.type == "cuda",
+        )
+        for item in loader:
+            if isinstance(item, str):
+                raise RecipeError(item)
+            images, labels, indices = (part.to(device, non_blocking=True) for part in item)
+            yield Batch(images.float() / 255.0, labels, indices)
+
+
+class _Files(Dataset[Any]):
+    """Decodes images: short side to 8/7 of the size and a random crop for training, else a centre crop."""
+
+    def __init__(self, split: FolderSplit, crop_key: int | None) -> None:
+        self.split = split
+        self.crop_key = crop_key
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int, int] | str:
+        from PIL import Image
+        from torchvision.transforms.v2 import functional as tv
+
+        path, label = self.split.files[index]
+        size = self.split.image_size
+        try:
+            with Image.open(path) as file:
+                image = file.convert("RGB")
+        except Exception as error:  # Pillow raises many types for a broken file
+            return f"cannot read image {path}: {one_line(error)[:160]}"
+        pixels = tv.pil_to_tensor(image)
+        if self.crop_key is None:
+            pixels = tv.center_crop(tv.resize(pixels, [size], antialias=True), [size, size])
+        else:
+            pixels = tv.resize(pixels, [size * 8 // 7], antialias=True)
+            random = torch.Generator().manual_seed(mix_key(self.crop_key, index))
+            top, left = (int(torch.randint(n - size + 1, (), generator=random)) for n in pixels.shape[-2:])
+            pixels = tv.crop(pixels, top, left, size, size)
+        return pixels, label, index
+
+
+def _collate(items: list[tuple[Tensor, int, int] | str]) -> tuple[Tensor, Tensor, Tensor] | str:
+    """Stack a batch, or hand on the first error (an exception would lose its type on the way from a worker)."""
+    good = []
+    for item in items:
+        if isinstance(item, str):
+            return item
+        good.append(item)
+    images, labels, indices = zip(*good, strict=True)
+    return torch.stack(images), torch.tensor(labels), torch.tensor(indices)

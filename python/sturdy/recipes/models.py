@@ -1,0 +1,86 @@
+"""The networks, each for any number of input channels and classes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from sturdy.recipes.settings import Settings
+
+TINY_IMAGE = 16  # up to this side the small CNN keeps the resolution of its first layer
+SMALL_IMAGE = 64  # up to this side a ResNet gets the CIFAR stem, unless told otherwise
+
+
+class SmallCNN(nn.Module):
+    """Three convolutions for images of 8 to 64 pixels: ``(N, in_channels, H, W)`` to ``(N, num_classes)``.
+
+    Args:
+        in_channels: Channels of the input.
+        num_classes: Length of the output.
+        pool_stem: Halve the resolution after the first layer as well, for images above 16 pixels.
+        width: Channels of the first layer; the next have twice and four times as many.
+    """
+
+    def __init__(self, in_channels: int, num_classes: int, *, pool_stem: bool = False, width: int = 32) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, width, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.pool_stem = nn.MaxPool2d(2) if pool_stem else nn.Identity()
+        self.conv2 = nn.Conv2d(width, 2 * width, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(2 * width)
+        self.conv3 = nn.Conv2d(2 * width, 4 * width, 3, padding=1, bias=False)
+        self.bn3 = nn.BatchNorm2d(4 * width)
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.MaxPool2d(2)
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(4 * width, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(N, in_channels, H, W)`` to logits ``(N, num_classes)``."""
+        x = self.pool_stem(self.relu(self.bn1(self.conv1(x))))
+        x = self.maxpool(self.relu(self.bn2(self.conv2(x))))
+        x = self.relu(self.bn3(self.conv3(x)))
+        return self.fc(self.avgpool(x).flatten(1))
+
+
+def _resnet(build: Callable[..., nn.Module], in_channels: int, num_classes: int, cifar_stem: bool) -> nn.Module:
+    model = build(num_classes=num_classes)
+    if cifar_stem:
+        stem = nn.Conv2d(in_channels, 64, kernel_size=3, stride=1, padding=1, bias=False)
+        model.maxpool = nn.Identity()
+    elif in_channels != 3:
+        stem = nn.Conv2d(in_channels, 64, kernel_size=7, stride=2, padding=3, bias=False)
+    else:
+        return model
+    nn.init.kaiming_normal_(stem.weight, mode="fan_out", nonlinearity="relu")  # as torchvision does for its own
+    model.conv1 = stem
+    return model
+
+
+def build_model(settings: Settings, *, in_channels: int, num_classes: int, image_size: int) -> nn.Module:
+    """The network of a run with freshly initialised weights, which depend on ``settings.seed`` alone.
+
+    A network with PushPull starts from the weights of the same network without it.
+    """
+    torch.manual_seed(settings.seed)
+    if settings.model == "small-cnn":
+        model: nn.Module = SmallCNN(in_channels, num_classes, pool_stem=image_size > TINY_IMAGE)
+    else:
+        from torchvision.models import resnet18, resnet50
+
+        cifar_stem = settings.resnet_stem == "cifar" or (settings.resnet_stem == "auto" and image_size <= SMALL_IMAGE)
+        build = {"resnet18": resnet18, "resnet50": resnet50}[settings.model]
+        model = _resnet(build, in_channels, num_classes, cifar_stem)
+    if settings.stem == "pushpull":
+        import sturdy
+
+        model = sturdy.convert_first_conv(
+            model,
+            layer="conv1",
+            avg_kernel_size=settings.avg_kernel_size,
+            inhibition=settings.inhibition,
+            trainable_inhibition=settings.trainable_inhibition,
+        )
+    return model

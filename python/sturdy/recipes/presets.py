@@ -1,0 +1,49 @@
+"""The presets by name. A preset is one file of this package; it fills in what the command line left open."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from sturdy.recipes.errors import check_name
+from sturdy.recipes.settings import DATA_SETS, Settings
+
+# Each module holds one ``PRESET``.
+_MODULES = {"pushpull": "sturdy.recipes.pushpull"}
+
+NAMES = tuple(_MODULES)
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A paper's way to train.
+
+    Attributes:
+        name: Its name on the command line.
+        summary: One line for ``sturdy presets``.
+        source: The paper.
+        defaults: Maps the name of a data set to values for fields of :class:`Settings`. ``"npz"`` and
+            ``"imagefolder"`` are data sets too. Must name every field that has no default of its own.
+    """
+
+    name: str
+    summary: str
+    source: str
+    defaults: Callable[[str], dict[str, Any]]
+
+
+def load_preset(name: str) -> Preset:
+    """The preset called ``name``; :class:`UsageError` with the nearest match if there is none."""
+    preset = importlib.import_module(_MODULES[check_name("preset", name, NAMES)]).PRESET
+    assert isinstance(preset, Preset)
+    return preset
+
+
+def resolve(preset_name: str, chosen: dict[str, Any]) -> Settings:
+    """Settings from a preset's defaults and the values the user chose (None means not chosen)."""
+    preset = load_preset(preset_name)
+    explicit = {name: value for name, value in chosen.items() if value is not None}
+    data = check_name("data set", explicit.get("data", "digits"), DATA_SETS)
+    return Settings(**{**preset.defaults(data), **explicit, "preset": preset.name, "data": data})

@@ -1,0 +1,110 @@
+"""The settings of one training run: what ``config.json`` holds and ``--resume`` compares."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from sturdy.recipes.errors import RecipeError, UsageError, check_name
+
+DATA_SETS = ("digits", "fashion-mnist", "cifar10", "npz", "imagefolder")
+MODELS = ("small-cnn", "resnet18", "resnet50")
+STEMS = ("plain", "pushpull")
+RESNET_STEMS = ("auto", "cifar", "imagenet")
+AUGMENTATIONS = ("crop", "flip")
+OPTIMIZERS = ("sgd", "adamw")
+SCHEDULES = ("cosine", "onecycle")
+PRECISIONS = ("fp32", "bf16", "fp16")
+
+# Where the data lie and how they are loaded may change between a run and its continuation; the rest may not.
+FREE_TO_CHANGE = ("data_dir",)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that decides the losses of a run. ``docs/recipes.md`` explains each field with its option."""
+
+    preset: str
+    data: str
+    model: str
+    epochs: int
+    batch_size: int
+    optimizer: str
+    lr: float
+    schedule: str
+    data_dir: str | None = None
+    image_size: int = 224
+    limit_train: int | None = None
+    limit_test: int | None = None
+    val_fraction: float = 0.1
+    stem: str = "pushpull"
+    resnet_stem: str = "auto"
+    avg_kernel_size: int = 0
+    inhibition: float = 1.0
+    trainable_inhibition: bool = False
+    augment: tuple[str, ...] = ()
+    weight_decay: float = 0.0
+    momentum: float = 0.9
+    div_factor: float = 25.0
+    final_div_factor: float = 1e4
+    precision: str = "fp32"
+    seed: int = 0
+    log_every: int = 10
+
+    def __post_init__(self) -> None:
+        check_name("data set", self.data, DATA_SETS)
+        check_name("model", self.model, MODELS)
+        check_name("stem", self.stem, STEMS)
+        check_name("ResNet stem", self.resnet_stem, RESNET_STEMS)
+        check_name("optimizer", self.optimizer, OPTIMIZERS)
+        check_name("schedule", self.schedule, SCHEDULES)
+        check_name("precision", self.precision, PRECISIONS)
+        for name in self.augment:
+            check_name("augmentation", name, AUGMENTATIONS)
+        for name in ("epochs", "batch_size", "image_size", "limit_train", "limit_test", "log_every"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"{_option(name)} must be 1 or more, got {value}")
+        if not self.lr > 0:
+            raise UsageError(f"--lr must be positive, got {self.lr}")
+        if self.weight_decay < 0:
+            raise UsageError(f"--weight-decay must not be negative, got {self.weight_decay}")
+        if not 0 <= self.val_fraction < 1:
+            raise UsageError(f"--val-fraction must be at least 0 and below 1, got {self.val_fraction}")
+        if self.avg_kernel_size < 0 or (self.avg_kernel_size > 0 and self.avg_kernel_size % 2 == 0):
+            raise UsageError(f"--avg-kernel-size must be 0 (off) or odd, got {self.avg_kernel_size}")
+        if not 0 <= self.seed < 2**63:
+            raise UsageError(f"--seed must be in [0, 2**63), got {self.seed}")
+
+    def to_json(self) -> dict[str, Any]:
+        """A dictionary of plain JSON values."""
+        return {**dataclasses.asdict(self), "augment": list(self.augment)}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any], source: str) -> Settings:
+        """The inverse of :meth:`to_json`; ``source`` names the file in errors."""
+        known = {field.name for field in dataclasses.fields(cls)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise RecipeError(f"{source}: unknown setting {unknown[0]!r}; was it written by another version?")
+        try:
+            return cls(**{**values, "augment": tuple(values.get("augment", ()))})
+        except TypeError as error:
+            raise RecipeError(f"{source}: a setting is missing ({error})") from None
+
+    def baseline(self) -> Settings:
+        """The same run with the plain stem."""
+        return dataclasses.replace(self, stem="plain")
+
+    def differences(self, other: Settings) -> list[str]:
+        """Names of the settings that differ and decide the result."""
+        return [
+            field.name
+            for field in dataclasses.fields(self)
+            if field.name not in FREE_TO_CHANGE and getattr(self, field.name) != getattr(other, field.name)
+        ]
+
+
+def _option(field: str) -> str:
+    return "--" + field.replace("_", "-")

@@ -1,0 +1,178 @@
+"""``sturdy train``: prepare the run folder, train the network and, if asked for, its baseline."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from rich.console import Console
+
+from sturdy.recipes import distributed
+from sturdy.recipes.data import DataSet, load_data
+from sturdy.recipes.engine import Trainer
+from sturdy.recipes.errors import Interrupted, RecipeError, UsageError
+from sturdy.recipes.presets import resolve
+from sturdy.recipes.runfolder import RunFolder
+from sturdy.recipes.runlog import read_log
+from sturdy.recipes.settings import Settings
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """How to run, as opposed to what to compute.
+
+    Attributes:
+        out: The run folder.
+        baseline: Train the same network with the plain stem too, into ``out/baseline``.
+        resume: Continue the run in ``out``.
+        download: Let torchvision fetch the data set.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        workers: Processes that decode an image folder.
+        checkpoint_minutes: Longest time between two checkpoints.
+    """
+
+    out: Path
+    baseline: bool = False
+    resume: bool = False
+    download: bool = False
+    device: str = "auto"
+    workers: int = 0
+    checkpoint_minutes: float = 10.0
+
+
+def train(preset: str, chosen: dict[str, Any], options: TrainOptions, console: Console) -> None:
+    """Train a preset.
+
+    Args:
+        preset: Its name.
+        chosen: Fields of :class:`Settings` the user set; None means not set.
+        options: How to run.
+        console: For progress.
+
+    Raises:
+        RecipeError: with one line that says what is wrong; what was written before stays and can be resumed.
+    """
+    folder = RunFolder(options.out)
+    settings = _settings_to_run(preset, chosen, options, folder)
+    if options.baseline and settings.stem == "plain":
+        raise UsageError("--baseline compares with the plain stem, but --stem is plain already")
+    with distributed.session(options.device) as world, _interruptible(_resume_command(preset, options)):
+        shown = console if world.is_main else None
+        data = _load(settings, options.download, world)
+        runs = [(folder, settings)]
+        if options.baseline:
+            runs.append((folder.baseline, settings.baseline()))
+        if world.is_main:
+            for run_folder, run_settings in runs:
+                _prepare(run_folder, run_settings, data)
+        world.barrier()
+        for run_folder, run_settings in runs:
+            label = run_settings.stem if run_settings.stem == "plain" else settings.preset
+            trainer = Trainer(
+                run_settings,
+                data,
+                run_folder,
+                world,
+                console=shown,
+                label=label,
+                workers=options.workers,
+                checkpoint_minutes=options.checkpoint_minutes,
+            )
+            finished = trainer.is_finished
+            world.barrier()
+            if not finished:
+                trainer.run()
+            if shown is not None:
+                _report(shown, run_folder, label, finished)
+
+
+def _load(settings: Settings, download: bool, world: distributed.World) -> DataSet:
+    """The data set; what has to be fetched is fetched by the first process while the others wait."""
+    if not download:
+        return load_data(settings)
+    if world.is_main:
+        data = load_data(settings, download=True)
+        world.barrier()
+        return data
+    world.barrier()
+    return load_data(settings)
+
+
+def _settings_to_run(preset: str, chosen: dict[str, Any], options: TrainOptions, folder: RunFolder) -> Settings:
+    """New settings, or those of the run to resume; an option that contradicts them is an error."""
+    if not options.resume:
+        # Processes beside the first may look after it has begun to write.
+        if int(os.environ.get("RANK", "0")) == 0 and folder.exists():
+            raise UsageError(f"{folder.path} already holds a run; add --resume to continue it, or choose another --out")
+        return resolve(preset, chosen)
+    if not folder.exists():
+        raise RecipeError(f"nothing to resume: {folder.path} holds no run")
+    before, _ = folder.read()
+    wanted = replace(before, **{name: value for name, value in chosen.items() if value is not None})
+    if resolve(preset, {}).preset != before.preset:
+        raise UsageError(f"{folder.path} was trained with preset {before.preset}, not {preset}")
+    for name in wanted.differences(before):
+        raise UsageError(
+            f"{folder.path} was trained with {name}={_show(getattr(before, name))}, "
+            f"not {_show(getattr(wanted, name))}; leave the option out to resume"
+        )
+    return wanted
+
+
+def _show(value: Any) -> str:
+    return ",".join(value) or "none" if isinstance(value, tuple) else str(value)
+
+
+def _prepare(folder: RunFolder, settings: Settings, data: DataSet) -> None:
+    """Write ``config.json``, or check that the data set is still the one it describes."""
+    description = data.describe()
+    if not folder.exists():
+        folder.create(settings, description)
+        return
+    _, before = folder.read()
+    for name, value in description.items():
+        if before.get(name) != value:
+            raise RecipeError(f"{folder.path}: the data set has changed ({name} was {before.get(name)}, is {value})")
+
+
+def _report(console: Console, folder: RunFolder, label: str, finished: bool) -> None:
+    accuracy = read_log(folder.log)[-1]["test_accuracy"]
+    already = "was complete already; " if finished else ""
+    console.print(
+        f"{label}: {already}test accuracy {100 * accuracy:.2f} %, checkpoint {folder.last}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _resume_command(preset: str, options: TrainOptions) -> str:
+    words = ["sturdy", "train", preset, "--out", str(options.out), *(["--baseline"] if options.baseline else [])]
+    return shlex.join([*words, "--resume"])
+
+
+@contextmanager
+def _interruptible(resume_command: str) -> Iterator[None]:
+    """Turn Ctrl-C and a request to end (SIGTERM) into one line that says how to go on."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt(number)
+
+    # Only the main thread may set a handler; elsewhere the caller looks after signals.
+    in_main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, stop) if in_main else None
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        number = interrupt.args[0] if interrupt.args else signal.SIGINT
+        raise Interrupted(f"interrupted; continue with: {resume_command}", 128 + number) from None
+    finally:
+        if in_main:
+            signal.signal(signal.SIGTERM, before)
