@@ -1,6 +1,8 @@
 // PushPull convolution for torch.
 #include "sturdy/pushpull.h"
 
+#include <stdexcept>
+#include <string>
 #include <tuple>
 
 #include "call.h"
@@ -10,17 +12,29 @@ namespace {
 
 using IntList = std::vector<int64_t>;
 
+// The schema's int[2] is a wish: a direct call may bring any number.
+void expect_length(const char* name, const IntList& values, size_t wanted) {
+  if (values.size() != wanted) {
+    throw std::runtime_error(std::string("[sturdy:EINVAL] push_pull_conv2d: ") + name + " must have " +
+                             std::to_string(wanted) + " values, got " + std::to_string(values.size()));
+  }
+}
+
 sturdy_push_pull_conv2d_options make_options(const IntList& stride, const IntList& padding, const IntList& dilation,
                                              int64_t groups, const IntList& pool, double strength) {
+  expect_length("stride", stride, 2);
+  expect_length("padding", padding, 4);
+  expect_length("dilation", dilation, 2);
+  expect_length("pool", pool, 2);
   sturdy_push_pull_conv2d_options o = {};
   o.struct_size = sizeof o;
   for (int axis = 0; axis < 2; ++axis) {
-    o.stride[axis] = stride.at(axis);
-    o.dilation[axis] = dilation.at(axis);
-    o.pool[axis] = pool.at(axis);
+    o.stride[axis] = stride[axis];
+    o.dilation[axis] = dilation[axis];
+    o.pool[axis] = pool[axis];
   }
   for (int side = 0; side < 4; ++side) {
-    o.padding[side] = padding.at(side);
+    o.padding[side] = padding[side];
   }
   o.groups = groups;
   o.strength = strength;
