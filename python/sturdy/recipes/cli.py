@@ -11,7 +11,14 @@ _EXTRA = {"typer", "rich", "torchvision", "sklearn", "matplotlib", "safetensors"
 
 def main() -> None:
     """Run the command line; every expected error is one line on stderr and a non-zero exit status."""
-    sys.exit(_run())
+    status = _run()
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        # The threads of torch's gloo may be dropping their last tensors still. They take Python's lock for that, which
+        # aborts the process once the interpreter is being torn down; all files are closed, so leave it standing.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 def _run() -> int:
