@@ -1,8 +1,8 @@
 """Drives CMake, which describes the build.
 
 FORCE_CUDA=1 stops without nvcc, FORCE_CUDA=0 leaves CUDA out; MAX_JOBS bounds the compile jobs;
-STURDY_CUDA_ARCHS="80-real;90a-real" names architectures; every STURDY_... variable of
-CMakeLists.txt can be given in the environment.
+STURDY_CUDA_ARCHS="80-real;90a-real" names architectures; STURDY_WITH_TORCH=OFF and
+STURDY_WITH_NUMPY=OFF leave a binding out.
 """
 
 import os
@@ -15,6 +15,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
+BUILD_OPTIONS = ("STURDY_WITH_", "STURDY_CUDA_ARCHS", "STURDY_SANITIZE", "STURDY_WERROR")
 
 
 def default_jobs() -> int:
@@ -48,7 +49,7 @@ class CMakeBuild(build_ext):
         }
         cuda = {"1": "ON", "0": "OFF"}.get(os.environ.get("FORCE_CUDA", ""), "AUTO")
         options["STURDY_WITH_CUDA"] = cuda
-        options.update({name: value for name, value in os.environ.items() if name.startswith("STURDY_")})
+        options.update({name: value for name, value in os.environ.items() if name.startswith(BUILD_OPTIONS)})
         cmake = cmake_program()
         arguments = [f"-D{name}={value}" for name, value in options.items()]
         generator = ["-G", "Ninja"] if shutil.which("ninja", path=os.pathsep.join(self.search_path())) else []
