@@ -6,4 +6,7 @@ namespace sturdy {
 int cuda_runtime_version();
 int cuda_driver_version();  // 0 without a driver
 
+// Sets the error detail for a runtime that is newer than the driver: names both versions.
+void set_driver_mismatch_detail() noexcept;
+
 }  // namespace sturdy

@@ -11,6 +11,7 @@
 #include <tuple>
 #endif
 
+#include "common/cuda_info.h"
 #include "common/cuda_platform.cuh"
 #include "common/types.h"
 
@@ -50,7 +51,11 @@ inline Status cuda_status(cudaError_t error) {
   if (error == cudaSuccess) {
     return Status::ok;
   }
-  set_error_detail(cudaGetErrorString(error));
+  if (error == cudaErrorInsufficientDriver) {
+    set_driver_mismatch_detail();
+  } else {
+    set_error_detail(cudaGetErrorString(error));
+  }
   cudaGetLastError();
   return Status::cuda_error;
 }

@@ -8,96 +8,41 @@ import json
 import re
 import threading
 from collections.abc import Callable, Iterator
-from ctypes import POINTER, byref, c_char_p, c_double, c_int32, c_int64, c_size_t, c_uint8, c_uint16, c_uint32, c_uint64
-from ctypes import c_void_p as pointer
+from ctypes import c_int64
 from typing import Any
 
 import numpy as np
 import pytest
+from c_library import (
+    CPU,
+    CUDA,
+    ECUDA,
+    EINVAL,
+    ETYPE,
+    EUNSUPPORTED,
+    OK,
+    PARALLEL_FOR,
+    SIGNATURES,
+    Call,
+    Context,
+    Device,
+    DType,
+    Options,
+    Tensor,
+    context,
+    load,
+    message,
+    options,
+    view,
+)
 from embedding_support import ROOT, run, run_python
 
 from sturdy._load import library_path
 
-OK, EINVAL, ETYPE, EUNSUPPORTED, ENOMEM, ECUDA, EINTERNAL = range(7)
-CPU, CUDA = 1, 2
-CODES = {"float16": (2, 16), "float32": (2, 32), "float64": (2, 64), "int64": (0, 64), "bool": (6, 8)}
-
-
-class Device(ctypes.Structure):
-    _fields_ = [("type", c_int32), ("id", c_int32)]
-
-
-class DType(ctypes.Structure):
-    _fields_ = [("code", c_uint8), ("bits", c_uint8), ("lanes", c_uint16)]
-
-
-class Tensor(ctypes.Structure):
-    _fields_ = [
-        ("data", pointer),
-        ("device", Device),
-        ("ndim", c_int32),
-        ("dtype", DType),
-        ("shape", POINTER(c_int64)),
-        ("strides", POINTER(c_int64)),
-        ("byte_offset", c_uint64),
-    ]
-
-
-class Options(ctypes.Structure):
-    _fields_ = [
-        ("struct_size", c_uint32),
-        ("flags", c_uint32),
-        ("stride", c_int64 * 2),
-        ("padding", c_int64 * 4),
-        ("dilation", c_int64 * 2),
-        ("groups", c_int64),
-        ("pool", c_int64 * 2),
-        ("strength", c_double),
-    ]
-
-
-BODY = ctypes.CFUNCTYPE(None, pointer, c_int64, c_int64)
-PARALLEL_FOR = ctypes.CFUNCTYPE(None, pointer, c_int64, c_int64, BODY, pointer)
-
-
-class Context(ctypes.Structure):
-    _fields_ = [
-        ("struct_size", c_uint32),
-        ("flags", c_uint32),
-        ("pool", pointer),
-        ("parallel_for", PARALLEL_FOR),
-        ("stream", pointer),
-        ("workspace", pointer),
-        ("workspace_bytes", c_size_t),
-    ]
-
-
-TENSOR, OPTIONS, CONTEXT = POINTER(Tensor), POINTER(Options), POINTER(Context)
-SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
-    "sturdy_abi_version": (c_uint32, []),
-    "sturdy_version": (c_char_p, []),
-    "sturdy_last_error": (c_char_p, []),
-    "sturdy_build_info": (c_char_p, []),
-    "sturdy_set_num_threads": (c_int32, [c_int32]),
-    "sturdy_get_num_threads": (c_int32, []),
-    "sturdy_push_pull_conv2d_infer": (c_int32, [OPTIONS, TENSOR, TENSOR, TENSOR, TENSOR, TENSOR]),
-    "sturdy_push_pull_conv2d_workspace": (c_size_t, [OPTIONS, TENSOR, TENSOR]),
-    "sturdy_push_pull_conv2d": (c_int32, [CONTEXT, OPTIONS, TENSOR, TENSOR, TENSOR, TENSOR, TENSOR, TENSOR]),
-    "sturdy_push_pull_conv2d_backward_workspace": (c_size_t, [OPTIONS, TENSOR, TENSOR]),
-    "sturdy_push_pull_conv2d_backward": (
-        c_int32,
-        [CONTEXT, OPTIONS, TENSOR, TENSOR, TENSOR, TENSOR, TENSOR, TENSOR, TENSOR, TENSOR, TENSOR],
-    ),
-}
-
 
 @pytest.fixture(scope="module")
 def library() -> ctypes.CDLL:
-    found = ctypes.CDLL(str(library_path("sturdy_core")))
-    for name, (result, arguments) in SIGNATURES.items():
-        function = getattr(found, name)
-        function.restype, function.argtypes = result, arguments
-    return found
+    return load()
 
 
 @pytest.fixture(autouse=True)
@@ -106,89 +51,6 @@ def threads(library: ctypes.CDLL) -> Iterator[None]:
     before = library.sturdy_get_num_threads()
     yield
     library.sturdy_set_num_threads(before)
-
-
-def view(array: np.ndarray | None) -> Tensor | None:
-    """A NumPy array as the C library sees it; the array must outlive the view."""
-    if array is None:
-        return None
-    rank = array.ndim
-    return Tensor(
-        data=array.ctypes.data,
-        device=Device(CPU, 0),
-        ndim=rank,
-        dtype=DType(*CODES[array.dtype.name], 1),
-        shape=(c_int64 * max(rank, 1))(*array.shape),
-        strides=(c_int64 * max(rank, 1))(*(stride // array.itemsize for stride in array.strides)),
-        byte_offset=0,
-    )
-
-
-def options(**changes: Any) -> Options:
-    """The defaults, with some of them changed; tuples become arrays."""
-    chosen = Options(ctypes.sizeof(Options), 0, (1, 1), (0, 0, 0, 0), (1, 1), 1, (1, 1), 1.0)
-    for name, value in changes.items():
-        setattr(chosen, name, value)
-    return chosen
-
-
-def context(**changes: Any) -> Context:
-    chosen = Context(struct_size=ctypes.sizeof(Context))
-    for name, value in changes.items():
-        setattr(chosen, name, value)
-    return chosen
-
-
-class Call:
-    """The arguments of one forward and one backward call that succeed; a test spoils some of them."""
-
-    def __init__(self, dtype: str = "float32") -> None:
-        rng = np.random.default_rng(0)
-        self.arrays = {
-            "input": rng.standard_normal((2, 4, 9, 11)).astype(dtype),
-            "weight": rng.standard_normal((6, 4, 3, 3)).astype(dtype),
-            "inhibition": rng.uniform(0.2, 1.5, 6).astype(dtype),
-            "bias": rng.standard_normal(6).astype(dtype),
-            "out": np.full((2, 6, 7, 9), np.nan, dtype),
-            "push": np.full((2, 6, 7, 9), np.nan, dtype),
-            "grad_out": rng.standard_normal((2, 6, 7, 9)).astype(dtype),
-            "grad_input": np.full((2, 4, 9, 11), np.nan, dtype),
-            "grad_weight": np.full((6, 4, 3, 3), np.nan, dtype),
-            "grad_inhibition": np.full(6, np.nan, "float32"),
-            "grad_bias": np.full(6, np.nan, "float32"),
-        }
-        self.views: dict[str, Tensor | None] = {name: view(array) for name, array in self.arrays.items()}
-        self.options: Options | None = options()
-        self.context: Context | None = None
-
-    def _pass(self, *names: str) -> list[Any]:
-        return [None if self.views[name] is None else byref(self.views[name]) for name in names]
-
-    def _options(self) -> Any:
-        return None if self.options is None else byref(self.options)
-
-    def infer(self, library: ctypes.CDLL) -> int:
-        return library.sturdy_push_pull_conv2d_infer(
-            self._options(), *self._pass("input", "weight", "inhibition", "bias", "out")
-        )
-
-    def forward(self, library: ctypes.CDLL) -> int:
-        where = None if self.context is None else byref(self.context)
-        tensors = self._pass("input", "weight", "inhibition", "bias", "out", "push")
-        return library.sturdy_push_pull_conv2d(where, self._options(), *tensors)
-
-    def backward(self, library: ctypes.CDLL) -> int:
-        where = None if self.context is None else byref(self.context)
-        inputs = self._pass("grad_out", "input", "weight", "inhibition", "push")
-        outputs = self._pass("grad_input", "grad_weight", "grad_inhibition", "grad_bias")
-        return library.sturdy_push_pull_conv2d_backward(where, self._options(), *inputs, *outputs)
-
-
-def message(library: ctypes.CDLL) -> str:
-    return library.sturdy_last_error().decode()
-
-
-# ---- what it is ------------------------------------------------------------------------------------------------------
 
 
 def test_layouts_agree_with_the_header(tmp_path: Any) -> None:
@@ -687,3 +549,20 @@ def test_cuda_tensors_without_cuda(library: ctypes.CDLL) -> None:
         tensor.device = Device(CUDA, 0)
     assert call.forward(library) == EUNSUPPORTED
     assert "this build has no CUDA kernels" in message(library)
+
+
+def test_cuda_tensors_without_a_driver(library: ctypes.CDLL) -> None:
+    """The refusal names the CUDA version of the library and what was found."""
+    cuda = json.loads(library.sturdy_build_info())["cuda"]
+    if cuda is None or cuda["driver"] != 0:
+        pytest.skip("needs CUDA kernels in the build and no NVIDIA driver")
+    call = Call()
+    for tensor in call.views.values():
+        tensor.device = Device(CUDA, 0)
+    workspace = np.zeros(1 << 20, np.uint8)
+    call.context = context(workspace=workspace.ctypes.data, workspace_bytes=workspace.nbytes)
+    for run_pass in (call.forward, call.backward):
+        assert run_pass(library) == ECUDA
+        version = f"{cuda['runtime'] // 1000}.{cuda['runtime'] % 1000 // 10}"
+        assert f"CUDA {version}" in message(library)
+        assert "no NVIDIA driver was found" in message(library)
