@@ -15,7 +15,7 @@ from recipe_support import ENVIRONMENT, losses, tiny
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 SCRIPT = """
-import sys, torch
+import os, sys, torch
 from pathlib import Path
 from torch.nn import functional as F
 from sturdy.recipes import distributed
@@ -38,6 +38,7 @@ with distributed.session("cpu") as world:
     F.cross_entropy(trainer.model(normalise(batch.images, data)), batch.labels).backward()
     alone = {name: p.grad for name, p in trainer.model.named_parameters()}
     torch.save({"gradients": gradients, "alone": alone, "indices": batch.indices}, f"{sys.argv[2]}/{world.rank}.pt")
+os._exit(0)  # as the command does: gloo's threads and the end of the interpreter do not go together
 """
 
 
