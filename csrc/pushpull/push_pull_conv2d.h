@@ -31,6 +31,7 @@ struct PushPullGeometry {
   int64_t pool_h, pool_w;     // odd; 1 is off; may exceed the map
   double strength;            // inhibition of every channel where `inhibition.data` is null
   DType dtype;                // of every tensor but the channel vectors
+  bool channel_range;         // m is taken of each input channel of a filter apart: m * box is then a sum over channels
 };
 
 // out = relu(p) - inhibition * relu(m * A(box) - A(p)) + bias, p = conv(input, weight); A divides by the cells in the

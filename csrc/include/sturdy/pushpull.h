@@ -16,9 +16,13 @@
 extern "C" {
 #endif
 
+/* m is taken of each input channel of a filter apart: q = conv2d(input, m - weight) with m_oc = min + max over (kH, kW)
+ */
+#define STURDY_PUSH_PULL_CHANNEL_RANGE 1u
+
 typedef struct sturdy_push_pull_conv2d_options {
   uint32_t struct_size; /* sizeof(sturdy_push_pull_conv2d_options) as the caller was compiled */
-  uint32_t flags;       /* must be 0 */
+  uint32_t flags;       /* 0 or STURDY_PUSH_PULL_CHANNEL_RANGE */
   int64_t stride[2];    /* rows, columns; at least 1 */
   int64_t padding[4];   /* zeros added at top, bottom, left, right; at least 0 */
   int64_t dilation[2];  /* at least 1 */
