@@ -140,14 +140,16 @@ void Checker::fail(sturdy_status status, const std::string& what) {
   }
 }
 
-void Checker::options(const void* options, uint32_t got_size, size_t wanted_size, uint32_t flags) {
+void Checker::options(const void* options, uint32_t got_size, size_t wanted_size, uint32_t flags,
+                      uint32_t known_flags) {
   if (options == nullptr) {
     fail(STURDY_EINVAL, "options must not be NULL");
   } else if (got_size < wanted_size) {
     fail(STURDY_EINVAL,
          "options.struct_size must be at least " + std::to_string(wanted_size) + ", got " + std::to_string(got_size));
-  } else if (flags != 0) {
-    fail(STURDY_EINVAL, "options.flags must be 0, got " + std::to_string(flags));
+  } else if ((flags & ~known_flags) != 0) {
+    const std::string allowed = known_flags == 0 ? "be 0" : "have no bits but those of " + std::to_string(known_flags);
+    fail(STURDY_EINVAL, "options.flags must " + allowed + ", got " + std::to_string(flags));
   }
 }
 

@@ -33,7 +33,7 @@ class Checker {
   void fail(sturdy_status status, const std::string& what);
 
   // Pointers.
-  void options(const void* options, uint32_t got_size, size_t wanted_size, uint32_t flags);
+  void options(const void* options, uint32_t got_size, size_t wanted_size, uint32_t flags, uint32_t known_flags = 0);
   void context(const sturdy_context* context);
   void present(const char* name, const sturdy_tensor* tensor);
 

@@ -18,6 +18,8 @@ constexpr const char* backward_name = "push_pull_conv2d_backward";
 
 using Options = sturdy_push_pull_conv2d_options;
 
+constexpr uint32_t known_flags = STURDY_PUSH_PULL_CHANNEL_RANGE;
+
 // The test build that runs CUDA kernels on the CPU sends CPU tensors to the CUDA launchers.
 bool runs_on_cuda(const sturdy_tensor& tensor) {
 #if defined(STURDY_SIMT)
@@ -30,7 +32,7 @@ bool runs_on_cuda(const sturdy_tensor& tensor) {
 
 void check_options(Checker& check, const Options* options) {
   check.options(options, options == nullptr ? 0 : options->struct_size, sizeof(Options),
-                options == nullptr ? 0 : options->flags);
+                options == nullptr ? 0 : options->flags, known_flags);
   if (!check.ok()) {
     return;
   }
@@ -97,6 +99,7 @@ PushPullGeometry check_arguments(Checker& check, const Options* options, const s
   g.pool_w = options->pool[1];
   g.strength = options->strength;
   g.dtype = to_dtype(input->dtype);
+  g.channel_range = (options->flags & STURDY_PUSH_PULL_CHANNEL_RANGE) != 0;
 
   check.value("input channels", g.in_channels % g.groups == 0, "be divisible by groups", g.in_channels);
   check.value("output channels", g.out_channels % g.groups == 0, "be divisible by groups", g.out_channels);
@@ -148,6 +151,9 @@ PushPullGeometry check_arguments(Checker& check, const Options* options, const s
   g.dilation_w = g.kernel_w == 1 ? 1 : g.dilation_w;
   g.pool_h = std::min(g.pool_h, 2 * g.out_h - 1);
   g.pool_w = std::min(g.pool_w, 2 * g.out_w - 1);
+  if (g.channel_range) {
+    check.fail(STURDY_EUNSUPPORTED, "range_dims='channel' has no kernel yet, only 'filter' has");
+  }
   return g;
 }
 

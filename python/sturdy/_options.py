@@ -31,6 +31,13 @@ def pool(op: str, value: int | tuple[int, ...] | None) -> tuple[int, int]:
     return window
 
 
+def channel_range(op: str, range_dims: str) -> bool:
+    """True where the extremes of a filter are taken of each input channel apart, False for the whole filter."""
+    if range_dims not in ("filter", "channel"):
+        raise ValueError(f"{op}: range_dims must be 'filter' or 'channel', got {range_dims!r}")
+    return range_dims == "channel"
+
+
 def groups(op: str, value: int) -> int:
     """The number of groups, at least 1."""
     if value < 1:

@@ -75,6 +75,7 @@ def push_pull_conv2d(
     groups: int = 1,
     *,
     avg_kernel_size: int | tuple[int, int] | None = 0,
+    range_dims: str = "filter",
     out: Array | None = None,
     push: Array | None = None,
 ) -> Any:
@@ -94,6 +95,8 @@ def push_pull_conv2d(
             and bottom).
         groups: Divides both channel counts.
         avg_kernel_size: Odd window of the average over the pull response; 0, 1 or None for none.
+        range_dims: ``"filter"``: one minimum and maximum per output channel; ``"channel"``: one per output and input
+            channel.
         out: Memory for the result, ``(N, C_out, H_out, W_out)`` or without ``N`` as the input came, of the dtype of
             ``input``, contiguous or stored channels-last, apart from the inputs. Needed for bfloat16 tensors, for
             which NumPy has no dtype.
@@ -109,7 +112,7 @@ def push_pull_conv2d(
     Source: Bennabhaktula, Alegre, Strisciuglio, Azzopardi, *PushPull-Net: Inhibition-driven ResNet robust to image
     corruptions*, ICPR 2024.
     """
-    options = _read_options("push_pull_conv2d", weight, stride, padding, dilation, groups, avg_kernel_size)
+    options = _read_options("push_pull_conv2d", weight, stride, padding, dilation, groups, avg_kernel_size, range_dims)
     strength, channels = _read_inhibition("push_pull_conv2d", inhibition)
     return _numpy.push_pull_conv2d(input, weight, channels, strength, bias, *options, out, push)
 
@@ -125,6 +128,7 @@ def push_pull_conv2d_backward(
     groups: int = 1,
     *,
     avg_kernel_size: int | tuple[int, int] | None = 0,
+    range_dims: str = "filter",
     push: Array | None = None,
     out: tuple[Array | None, Array | None, Array | None, Array | None] | None = None,
 ) -> PushPullConv2dGradients:
@@ -132,7 +136,8 @@ def push_pull_conv2d_backward(
 
     Args:
         grad_out: Gradient of the output: its shape, the dtype of ``input``, any strides.
-        input, weight, inhibition, stride, padding, dilation, groups, avg_kernel_size: As in the forward call.
+        input, weight, inhibition, stride, padding, dilation, groups, avg_kernel_size, range_dims: As in the forward
+            call.
         push: What the forward call wrote into its own ``push``; without it the convolution is computed again.
         out: Memory for the four gradients, as :class:`PushPullConv2dGradients` describes them; those that are None are
             not computed. Needed for bfloat16 tensors.
@@ -146,7 +151,9 @@ def push_pull_conv2d_backward(
     Note: At zero, where a rectification has a kink, its derivative is taken as 0; where several weights share the
     minimum or maximum, they share its gradient equally.
     """
-    options = _read_options("push_pull_conv2d_backward", weight, stride, padding, dilation, groups, avg_kernel_size)
+    options = _read_options(
+        "push_pull_conv2d_backward", weight, stride, padding, dilation, groups, avg_kernel_size, range_dims
+    )
     strength, channels = _read_inhibition("push_pull_conv2d_backward", inhibition)
     if out is not None and (not isinstance(out, tuple) or len(out) != 4):
         raise TypeError("push_pull_conv2d_backward: out must be a tuple of four arrays, each of which may be None")
@@ -159,9 +166,9 @@ def push_pull_conv2d_backward(
 
 
 def _read_options(
-    op: str, weight: Array, stride: Any, padding: Any, dilation: Any, groups: Any, avg_kernel_size: Any
+    op: str, weight: Array, stride: Any, padding: Any, dilation: Any, groups: Any, avg_kernel_size: Any, range_dims: Any
 ) -> tuple[Any, ...]:
-    """Stride, padding, dilation, groups and window as the extension module takes them."""
+    """Stride, padding, dilation, groups, window and range as the extension module takes them."""
     strides = _options.pair(op, "stride", _integers(op, "stride", stride), least=1)
     dilations = _options.pair(op, "dilation", _integers(op, "dilation", dilation), least=1)
     if isinstance(padding, str):
@@ -174,7 +181,8 @@ def _read_options(
     else:
         sides = _options.paddings(op, _integers(op, "padding", padding), (1, 1), strides, dilations)
     window = _options.pool(op, None if avg_kernel_size is None else _integers(op, "avg_kernel_size", avg_kernel_size))
-    return strides, sides, dilations, _options.groups(op, _integer(op, "groups", groups)), window
+    count = _options.groups(op, _integer(op, "groups", groups))
+    return strides, sides, dilations, count, window, _options.channel_range(op, range_dims)
 
 
 def _integers(op: str, name: str, value: Any) -> Any:

@@ -30,7 +30,7 @@ def fresh_compiler():
 # ---- opcheck ---------------------------------------------------------------------------------------------------------
 
 # input (shape, memory format), weight, strength as number, strength and bias as tensors, stride, padding, dilation,
-# groups, pool, dtype
+# groups, pool, range per input channel, dtype
 SAMPLES = {
     "plain": dict(),
     "vectors": dict(vectors=True, pool=[3, 3], padding=[1, 1, 1, 1]),
@@ -64,6 +64,7 @@ def forward_args(device: str, **sample) -> tuple:
         sample.get("dilation", [1, 1]),
         groups,
         sample.get("pool", [1, 1]),
+        sample.get("channel_range", False),
         sample.get("keep_push", True),
     )
 
@@ -331,7 +332,7 @@ def test_backward_op_has_no_derivative(backend):
     out, push = backend.op("push_pull_conv2d")(*args)
     backward = backend.op("push_pull_conv2d_backward")
     grad_out = torch.ones_like(out).requires_grad_()
-    found = backward(grad_out, *args[:4], push, *args[5:10], True, True, True, True)
+    found = backward(grad_out, *args[:4], push, *args[5:11], True, True, True, True)
     with pytest.raises(RuntimeError, match="differentiate push_pull_conv2d twice"):
         found[1].sum().backward()
 

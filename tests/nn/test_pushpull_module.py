@@ -167,7 +167,6 @@ def test_extra_repr():
         (dict(avg_kernel_size=4), ValueError, "odd"),
         (dict(avg_kernel_size=-1), ValueError, "odd"),
         (dict(range_dims="pixel"), ValueError, "range_dims"),
-        (dict(range_dims="channel"), NotImplementedError, "range_dims"),
         (dict(groups=2), ValueError, "divisible"),
         (dict(padding="same", stride=2), ValueError, "stride"),
         (dict(padding_mode="mirror"), ValueError, "padding_mode"),

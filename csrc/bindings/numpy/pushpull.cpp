@@ -22,9 +22,10 @@ constexpr const char* forward_name = "push_pull_conv2d";
 constexpr const char* backward_name = "push_pull_conv2d_backward";
 
 Options make_options(const Pair& stride, const Sides& padding, const Pair& dilation, int64_t groups, const Pair& pool,
-                     double strength) {
+                     bool channel_range, double strength) {
   Options o = {};
   o.struct_size = sizeof o;
+  o.flags = channel_range ? STURDY_PUSH_PULL_CHANNEL_RANGE : 0;
   for (int axis = 0; axis < 2; ++axis) {
     o.stride[axis] = stride[axis];
     o.dilation[axis] = dilation[axis];
@@ -85,9 +86,9 @@ bool prepare(const char* op, Array& input, Array& weight, Array& inhibition) {
 
 py::object push_pull_conv2d(const py::object& input, const py::object& weight, const py::object& inhibition,
                             double strength, const py::object& bias, const Pair& stride, const Sides& padding,
-                            const Pair& dilation, int64_t groups, const Pair& pool, const py::object& out,
-                            const py::object& push) {
-  const Options options = make_options(stride, padding, dilation, groups, pool, strength);
+                            const Pair& dilation, int64_t groups, const Pair& pool, bool channel_range,
+                            const py::object& out, const py::object& push) {
+  const Options options = make_options(stride, padding, dilation, groups, pool, channel_range, strength);
   Array in(forward_name, "input", input);
   Array w(forward_name, "weight", weight);
   Array alpha = Array::optional(forward_name, "inhibition", inhibition);
@@ -112,8 +113,8 @@ py::object push_pull_conv2d(const py::object& input, const py::object& weight, c
 py::tuple push_pull_conv2d_backward(const py::object& grad_out, const py::object& input, const py::object& weight,
                                     const py::object& inhibition, double strength, const py::object& push,
                                     const Pair& stride, const Sides& padding, const Pair& dilation, int64_t groups,
-                                    const Pair& pool, const py::object& out) {
-  const Options options = make_options(stride, padding, dilation, groups, pool, strength);
+                                    const Pair& pool, bool channel_range, const py::object& out) {
+  const Options options = make_options(stride, padding, dilation, groups, pool, channel_range, strength);
   Array grad(backward_name, "grad_out", grad_out);
   Array in(backward_name, "input", input);
   Array w(backward_name, "weight", weight);
@@ -154,10 +155,10 @@ py::tuple push_pull_conv2d_backward(const py::object& grad_out, const py::object
 void define_pushpull(py::module_& m) {
   m.def(forward_name, &push_pull_conv2d, py::arg("input"), py::arg("weight"), py::arg("inhibition"),
         py::arg("strength"), py::arg("bias"), py::arg("stride"), py::arg("padding"), py::arg("dilation"),
-        py::arg("groups"), py::arg("pool"), py::arg("out"), py::arg("push"));
+        py::arg("groups"), py::arg("pool"), py::arg("channel_range"), py::arg("out"), py::arg("push"));
   m.def(backward_name, &push_pull_conv2d_backward, py::arg("grad_out"), py::arg("input"), py::arg("weight"),
         py::arg("inhibition"), py::arg("strength"), py::arg("push"), py::arg("stride"), py::arg("padding"),
-        py::arg("dilation"), py::arg("groups"), py::arg("pool"), py::arg("out"));
+        py::arg("dilation"), py::arg("groups"), py::arg("pool"), py::arg("channel_range"), py::arg("out"));
 }
 
 }  // namespace sturdy::numpy_binding

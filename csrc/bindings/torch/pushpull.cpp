@@ -21,13 +21,14 @@ void expect_length(const char* name, const IntList& values, size_t wanted) {
 }
 
 sturdy_push_pull_conv2d_options make_options(const IntList& stride, const IntList& padding, const IntList& dilation,
-                                             int64_t groups, const IntList& pool, double strength) {
+                                             int64_t groups, const IntList& pool, bool channel_range, double strength) {
   expect_length("stride", stride, 2);
   expect_length("padding", padding, 4);
   expect_length("dilation", dilation, 2);
   expect_length("pool", pool, 2);
   sturdy_push_pull_conv2d_options o = {};
   o.struct_size = sizeof o;
+  o.flags = channel_range ? STURDY_PUSH_PULL_CHANNEL_RANGE : 0;
   for (int axis = 0; axis < 2; ++axis) {
     o.stride[axis] = stride[axis];
     o.dilation[axis] = dilation[axis];
@@ -53,8 +54,9 @@ IntList infer(const sturdy_push_pull_conv2d_options& options, View& input, View&
 std::tuple<Tensor, Tensor> push_pull_conv2d(const Tensor& input, const Tensor& weight,
                                             const std::optional<Tensor>& inhibition, double strength,
                                             const std::optional<Tensor>& bias, IntList stride, IntList padding,
-                                            IntList dilation, int64_t groups, IntList pool, bool keep_push) {
-  const auto options = make_options(stride, padding, dilation, groups, pool, strength);
+                                            IntList dilation, int64_t groups, IntList pool, bool channel_range,
+                                            bool keep_push) {
+  const auto options = make_options(stride, padding, dilation, groups, pool, channel_range, strength);
   View in(input);
   View w(weight);
   View alpha(inhibition);
@@ -75,8 +77,9 @@ std::tuple<Tensor, Tensor> push_pull_conv2d(const Tensor& input, const Tensor& w
 std::tuple<Tensor, Tensor, Tensor, Tensor> push_pull_conv2d_backward(
     const Tensor& grad_out, const Tensor& input, const Tensor& weight, const std::optional<Tensor>& inhibition,
     double strength, const std::optional<Tensor>& push, IntList stride, IntList padding, IntList dilation,
-    int64_t groups, IntList pool, bool need_input, bool need_weight, bool need_inhibition, bool need_bias) {
-  const auto options = make_options(stride, padding, dilation, groups, pool, strength);
+    int64_t groups, IntList pool, bool channel_range, bool need_input, bool need_weight, bool need_inhibition,
+    bool need_bias) {
+  const auto options = make_options(stride, padding, dilation, groups, pool, channel_range, strength);
   View in(input);
   View w(weight);
   View alpha(inhibition);

@@ -33,8 +33,8 @@ def push_pull_conv2d(
     """Convolve with a kernel and subtract the rectified response to its mirror image in contrast.
 
     ``relu(p) - inhibition * relu(avg_pool(q)) + bias`` with ``p = conv2d(input, weight)`` and ``q`` the response to
-    ``-weight + min(weight) + max(weight)``, the extremes taken per output channel. The average has stride 1, the size
-    of its input, and counts only cells inside the map.
+    ``-weight + min(weight) + max(weight)``, the extremes taken as ``range_dims`` says. The average has stride 1, the
+    size of its input, and counts only cells inside the map.
 
     Args:
         input: ``(N, C_in, H, W)`` or ``(C_in, H, W)``; float16, bfloat16, float32 or float64; any strides.
@@ -49,7 +49,8 @@ def push_pull_conv2d(
         avg_kernel_size: Odd window of the average, in pixels of the output; 0, 1 or None for none.
         padding_mode: ``"zeros"``, ``"reflect"``, ``"replicate"`` or ``"circular"``; both responses read the same
             padded input.
-        range_dims: ``"filter"``: one minimum and maximum per output channel.
+        range_dims: ``"filter"``: one minimum and maximum per output channel, of all its entries; ``"channel"``: one per
+            output and input channel, of the entries over (kH, kW).
         keep_push: Keep ``p``, as large as the output, for the backward pass; False computes it again there.
 
     Returns:
@@ -71,10 +72,7 @@ def push_pull_conv2d(
     corruptions*, ICPR 2024.
     """
     _check_tensors(input, weight)
-    if range_dims != "filter":
-        if range_dims == "channel":
-            raise NotImplementedError("push_pull_conv2d: range_dims='channel' is not implemented yet, only 'filter' is")
-        raise ValueError(f"push_pull_conv2d: range_dims must be 'filter' or 'channel', got {range_dims!r}")
+    channel_range = _options.channel_range(_NAME, range_dims)
     strides = _options.pair(_NAME, "stride", stride, least=1)
     dilations = _options.pair(_NAME, "dilation", dilation, least=1)
     pool = _options.pool(_NAME, avg_kernel_size)
@@ -89,7 +87,7 @@ def push_pull_conv2d(
     out, _ = _registration.call(
         "push_pull_conv2d",
         *(batched, weight, channels, strength, bias),
-        *(strides, paddings, dilations, groups, pool, keep_push and needs_grad),
+        *(strides, paddings, dilations, groups, pool, channel_range, keep_push and needs_grad),
     )
     return out if input.dim() == 4 else out.squeeze(0)
 
@@ -161,11 +159,13 @@ def composite(
     dilation: tuple[int, int],
     groups: int,
     pool: tuple[int, int],
+    channel_range: bool = False,
 ) -> Tensor:
     """The op as two convolutions and elementwise operations: what the second derivative is taken of."""
     top, bottom, left, right = padding
     padded = F.pad(input, (left, right, top, bottom)) if any(padding) else input
-    middle = (weight.amin(dim=(1, 2, 3)) + weight.amax(dim=(1, 2, 3))).view(-1, 1, 1, 1)
+    entries = (2, 3) if channel_range else (1, 2, 3)
+    middle = weight.amin(dim=entries, keepdim=True) + weight.amax(dim=entries, keepdim=True)
     push = F.conv2d(padded, weight, None, stride, 0, dilation, groups)
     pull = F.conv2d(padded, middle - weight, None, stride, 0, dilation, groups)
     if pool != (1, 1):
@@ -195,6 +195,7 @@ def _fake_forward(
     dilation: list[int],
     groups: int,
     pool: list[int],
+    channel_range: bool,
     keep_push: bool,
 ) -> tuple[Tensor, Tensor]:
     torch._check(input.dim() == 4 and weight.dim() == 4, lambda: "push_pull_conv2d: input and weight must be 4-D")
@@ -226,6 +227,7 @@ def _fake_backward(
     dilation: list[int],
     groups: int,
     pool: list[int],
+    channel_range: bool,
     need_input: bool,
     need_weight: bool,
     need_inhibition: bool,
@@ -256,7 +258,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 
 def _backward_in(namespace: str) -> Any:
     def backward(ctx: Any, grad_out: Tensor | None, grad_push: Tensor | None) -> tuple[Tensor | None, ...]:
-        nothing = (None,) * 6
+        nothing = (None,) * 7
         if grad_out is None:
             return (None, None, None, None, None, *nothing)
         input, weight, inhibition, bias, push = ctx.saved_tensors

@@ -29,7 +29,7 @@ class PushPullConv2d(nn.Conv2d):
         inhibition: Strength of the pull response, no unit; the paper uses 1. With ``trainable_inhibition`` it is
             not used.
         trainable_inhibition: Learn one strength per output channel, started from U(0, 1), as parameter ``inhibition``.
-        range_dims: ``"filter"``, see the function.
+        range_dims: ``"filter"`` or ``"channel"``: of which entries the extremes are taken, see the function.
         keep_push: Keep the push response for the backward pass, or compute it again there and save its memory.
 
     Shape:
@@ -108,8 +108,9 @@ class PushPullConv2d(nn.Conv2d):
 
     @property
     def pull_weight(self) -> Tensor:
-        """The kernel of the pull response, ``-weight + min + max`` per output channel; the shape of ``weight``."""
-        extremes = self.weight.amin(dim=(1, 2, 3), keepdim=True) + self.weight.amax(dim=(1, 2, 3), keepdim=True)
+        """The kernel of the pull response, ``-weight + min + max`` over ``range_dims``; the shape of ``weight``."""
+        entries = (2, 3) if self.range_dims == "channel" else (1, 2, 3)
+        extremes = self.weight.amin(dim=entries, keepdim=True) + self.weight.amax(dim=entries, keepdim=True)
         return extremes - self.weight
 
     @classmethod
@@ -147,6 +148,8 @@ class PushPullConv2d(nn.Conv2d):
         """The options, after those of ``nn.Conv2d``."""
         own = [f"avg_kernel_size={self.avg_kernel_size}"]
         own.append("trainable_inhibition=True" if self.trainable_inhibition else f"inhibition={self.inhibition:g}")
+        if self.range_dims != "filter":
+            own.append(f"range_dims={self.range_dims!r}")
         if not self.keep_push:
             own.append("keep_push=False")
         return ", ".join([super().extra_repr(), *own])
@@ -155,7 +158,4 @@ class PushPullConv2d(nn.Conv2d):
 def _check_options(avg_kernel_size: Any, range_dims: str) -> None:
     """Refuse at construction what the function would refuse at the first call."""
     _options.pool("PushPullConv2d", avg_kernel_size)
-    if range_dims == "channel":
-        raise NotImplementedError("PushPullConv2d: range_dims='channel' is not implemented yet, only 'filter' is")
-    if range_dims != "filter":
-        raise ValueError(f"PushPullConv2d: range_dims must be 'filter' or 'channel', got {range_dims!r}")
+    _options.channel_range("PushPullConv2d", range_dims)
