@@ -83,6 +83,8 @@ PushPullPlan make_plan(const PushPullGeometry& g, int64_t lanes) {
   plan.in_group = g.in_channels / g.groups;
   plan.out_group = g.out_channels / g.groups;
   plan.taps = plan.in_group * g.kernel_h * g.kernel_w;
+  plan.planes = g.channel_range ? plan.in_group : 1;
+  plan.plane_channels = plan.in_group / plan.planes;
 
   plan.lanes = lanes;
   plan.vectors = plan.out_group > lanes ? 2 : 1;
@@ -118,7 +120,8 @@ void cut(PushPullPlan& plan, int64_t element_bytes) {
   const int64_t images = std::max<int64_t>(g.batch, 1);
   plan.panel_chunks = std::clamp<int64_t>(divide_up(kTasksWanted, images), 1, std::max<int64_t>(plan.panels, 1));
   const int64_t least_rows = std::max<int64_t>(8, 16 * plan.half_h);
-  const int64_t row_bytes = std::max<int64_t>(1, g.stride_h * plan.in_row_pitch * element_bytes);
+  const int64_t box_row = g.channel_range ? 2 * plan.planes * round_up(g.out_w, plan.lanes) : 0;
+  const int64_t row_bytes = std::max<int64_t>(1, (g.stride_h * plan.in_row_pitch + box_row) * element_bytes);
   const int64_t wanted = divide_up(kTasksWanted, images * plan.panel_chunks);
   const int64_t fitting = divide_up(g.out_h * row_bytes, kBandBytes);
   const int64_t bands = std::clamp<int64_t>(std::max(wanted, fitting), 1, std::max<int64_t>(g.out_h / least_rows, 1));
@@ -136,11 +139,12 @@ void place(PushPullPlan& plan, Arena& arena) {
   plan.column_weights = arena.take<T>(round_up(g.out_w, plan.lanes));
   const int64_t channels = plan.panels * plan.panel;
   plan.filters = arena.take<T>(plan.taps * channels);
-  void** const arrays[] = {&plan.lowest, &plan.highest,    &plan.lowest_share, &plan.highest_share,
-                           &plan.range,  &plan.inhibition, &plan.bias};
-  for (void** array : arrays) {
-    *array = arena.take<T>(channels);
+  for (void** array : {&plan.lowest, &plan.highest, &plan.lowest_share, &plan.highest_share, &plan.range}) {
+    *array = arena.take<T>(channels * plan.planes);
   }
+  plan.plane_offsets = arena.take<int64_t>(plan.planes);
+  plan.inhibition = arena.take<T>(channels);
+  plan.bias = arena.take<T>(channels);
 }
 
 template <typename T>
@@ -166,6 +170,9 @@ void fill(const PushPullPlan& plan, const ChannelView& inhibition, const Channel
         *offset++ = c * plan.channel_pitch + y * g.dilation_h * plan.in_row_pitch + plan.column_taps[x];
       }
     }
+  }
+  for (int64_t plane = 0; plane < plan.planes; plane++) {
+    plan.plane_offsets[plane] = plane * round_up(g.out_w, plan.lanes);
   }
 
   T* row_weights = static_cast<T*>(plan.row_weights);
@@ -208,7 +215,7 @@ template <typename Use>
 void for_each_tap(const PushPullPlan& plan, const GradInputPlan& grad, const Use& use) {
   const PushPullGeometry& g = plan.geometry;
   for (int64_t phase = 0; phase < grad.phases; phase++) {
-    for (int64_t plane = 0; plane < grad.planes; plane++) {
+    for (int64_t plane = 0; plane < grad.tap_planes; plane++) {
       for (int64_t up = 0; up <= grad.margin_top; up++) {
         for (int64_t left = 0; left <= grad.margin_left; left++) {
           const bool meets = grad.whole_cells
@@ -235,7 +242,8 @@ GradInputPlan make_grad_input_plan(const PushPullPlan& plan) {
   grad.vectors = channels > plan.lanes ? 2 : 1;
   grad.panel = plan.lanes * grad.vectors;
   grad.panels_per_group = divide_up(channels, grad.panel);
-  grad.planes = plan.out_group + plan.panels_per_group;
+  grad.planes = plan.out_group + (g.channel_range ? plan.out_group : plan.panels_per_group);
+  grad.tap_planes = g.channel_range ? plan.out_group : grad.planes;
 
   grad.margin_top = std::max<int64_t>(g.kernel_h - 1, 0) * g.dilation_h / g.stride_h;
   grad.margin_left = std::max<int64_t>(g.kernel_w - 1, 0) * g.dilation_w / g.stride_w;
@@ -270,6 +278,37 @@ void place(const PushPullPlan& plan, GradInputPlan& grad, Arena& arena) {
   grad.tap_sources = arena.take<int64_t>(grad.taps);
   grad.filters = arena.take<T>(g.groups * grad.panels_per_group * grad.taps * grad.panel);
   grad.gradient = arena.take<T>(grad.images * g.groups * grad.image_pitch);
+  if (g.channel_range) {
+    grad.pull_offsets = arena.take<int64_t>(plan.out_group);
+    grad.ranges = arena.take<T>(g.groups * grad.panels_per_group * plan.out_group * grad.panel);
+    grad.row_reach = arena.take<T>((grad.margin_top + 1) * grad.panel);
+    grad.column_reach = arena.take<T>((grad.margin_left + 1) * grad.panel);
+  }
+}
+
+// What the sums that spread the pull kernel's constants need.
+template <typename T>
+void fill_reaches(const PushPullPlan& plan, const GradInputPlan& grad) {
+  const PushPullGeometry& g = plan.geometry;
+  for (int64_t o = 0; o < plan.out_group; o++) {
+    grad.pull_offsets[o] = (plan.out_group + o) * grad.pitch;
+  }
+  T* to = static_cast<T*>(grad.row_reach);
+  for (int64_t up = 0; up <= grad.margin_top; up++) {
+    for (int64_t lane = 0; lane < grad.panel; lane++) {
+      const int64_t position = lane / plan.in_group / g.stride_w;
+      const bool reached = !grad.whole_cells || reaches(g.kernel_h, g.dilation_h, g.stride_h, up, position);
+      *to++ = reached ? T(1) : T(0);
+    }
+  }
+  to = static_cast<T*>(grad.column_reach);
+  for (int64_t left = 0; left <= grad.margin_left; left++) {
+    for (int64_t lane = 0; lane < grad.panel; lane++) {
+      const int64_t position = lane / plan.in_group % g.stride_w;
+      const bool reached = !grad.whole_cells || reaches(g.kernel_w, g.dilation_w, g.stride_w, left, position);
+      *to++ = reached ? T(1) : T(0);
+    }
+  }
 }
 
 void fill(const PushPullPlan& plan, const GradInputPlan& grad) {
@@ -319,9 +358,10 @@ Status run_backward(const PushPullBackwardParams& params, const Threads& threads
   const bool want_input = params.grad_input.data != nullptr && g.batch * g.in_channels * g.in_h * g.in_w > 0;
   const bool want_filter = params.grad_weight.data != nullptr;
   const int64_t items = g.batch * plan.bands;
-  partials.panel_size = ((want_filter ? plan.taps : 0) + 3) * plan.panel;
+  partials.panel_size = ((want_filter ? plan.taps : 0) + 2 + plan.planes) * plan.panel;
   // The number of pieces is a matter of sizes alone, not of which gradients are wanted, for equal bits in all cases.
-  const int64_t piece_bytes = std::max<int64_t>(1, plan.panels * (plan.taps + 3) * plan.panel * sizeof(T));
+  const int64_t piece_size = plan.panels * (plan.taps + 2 + plan.planes) * plan.panel;
+  const int64_t piece_bytes = std::max<int64_t>(1, piece_size * sizeof(T));
   plan.pieces = std::min(items, std::clamp<int64_t>(kPartialBytes / piece_bytes, 1, kTasksWanted));
   plan.panel_chunks = std::clamp<int64_t>(divide_up(kTasksWanted, std::max<int64_t>(plan.pieces, 1)), 1,
                                           std::max<int64_t>(plan.panels, 1));
@@ -351,6 +391,9 @@ Status run_backward(const PushPullBackwardParams& params, const Threads& threads
   const int64_t input_panels = g.groups * grad.panels_per_group;
   if (want_input && status == Status::ok) {
     fill(plan, grad);
+    if (g.channel_range) {
+      fill_reaches<T>(plan, grad);
+    }
     status = threads(input_panels, 1, [&](int64_t begin, int64_t end) {
       kernel.pack_grad_input_filters(plan, grad, params.weight, begin, end);
     });

@@ -6,6 +6,9 @@
 //   gp = g * [p > 0] - gq                   d m          =  sum gu * A(box)
 //   d weight = weight gradient of gp, and the share of d m of each entry that is least or greatest
 //   d input  = input gradient of gp, and of sum over channels of m * gq through a filter of ones
+//
+// With channel_range, m * box and what follows from it are sums over input channels: d m is then a weight gradient, of
+// gu with respect to the planes of A(box), and each input channel has a filter of ones of its own.
 #pragma once
 
 #include "pushpull/push_pull_conv2d_cpu_forward.h"
@@ -26,7 +29,9 @@ struct BackwardRows {
   T* sums;
   T* grad_push;  // gp of the rows waiting for the weight gradient, at the pitch of the rings
   int64_t most_held, held;
-  T* constant;  // m * gq, summed over the vectors of the panel: [column][lane]
+  T* constant;  // m * gq, summed over the vectors of the panel: [column][lane]; with channel_range gq itself
+  T* offset;    // with channel_range: what offset_row makes
+  T* grad_u;    // with channel_range: gu of one row
 };
 
 // The sums over pixels of one panel: those of one row are added up first, then added to the piece's.
@@ -34,7 +39,7 @@ template <typename T>
 struct ChannelSums {
   T* bias;
   T* inhibition;
-  T* range;
+  T* range;  // null with channel_range where no gradient of the filters is wanted
 };
 
 template <typename T>
@@ -64,29 +69,50 @@ static void pull_gradient_row(const PushPullPlan& plan, int64_t panel, const Bac
   const T row_weight = static_cast<const T*>(plan.row_weights)[row];
   const T* column_weights = static_cast<const T*>(plan.column_weights);
   const T* mean_box = rows.band.mean_box_row(row);
+  const bool by_channel = plan.geometry.channel_range;
+  if (by_channel) {
+    offset_row(plan, mean_box, panel, rows.offset);
+  }
   for (int64_t j = 0; j < plan.panel; j += kLanes<T>) {
     const int64_t channel = panel * plan.panel + j;
-    const Vec<T> range = load(static_cast<const T*>(plan.range) + channel);
     const Vec<T> inhibition = zero<T>() - load(static_cast<const T*>(plan.inhibition) + channel);
     const T* g = rows.grad_out.row(row) + j;
     T* to = rows.grad_pull.row(row) + j;
     Vec<T> bias_sum = zero<T>();
     Vec<T> inhibition_sum = zero<T>();
     Vec<T> range_sum = zero<T>();
-    for_each_pull(plan, rows.push.row(row) + j, rows.sums + j, row, range, mean_box,
-                  [&](int64_t column, Vec<T> u) __attribute__((always_inline)) {
-                    const Vec<T> grad = load(g + column * width);
-                    const Vec<T> grad_u = relu_backward(inhibition * grad, u);
-                    bias_sum += grad;
-                    inhibition_sum += grad * relu(u);
-                    range_sum += grad_u * broadcast(mean_box[column]);
-                    store(to + column * width, grad_u * broadcast(row_weight * column_weights[column]));
-                  });
+    const auto finish = [&](int64_t column, Vec<T> u) __attribute__((always_inline)) {
+      const Vec<T> grad = load(g + column * width);
+      const Vec<T> grad_u = relu_backward(inhibition * grad, u);
+      bias_sum += grad;
+      inhibition_sum += grad * relu(u);
+      store(to + column * width, grad_u * broadcast(row_weight * column_weights[column]));
+      return grad_u;
+    };
+    if (by_channel) {
+      const auto offset_at = [=](int64_t column)
+                                 __attribute__((always_inline)) { return load(rows.offset + column * width + j); };
+      for_each_pull(plan, rows.push.row(row) + j, rows.sums + j, row, offset_at,
+                    [&](int64_t column, Vec<T> u)
+                        __attribute__((always_inline)) { store(rows.grad_u + column * width + j, finish(column, u)); });
+    } else {
+      const Vec<T> range = load(static_cast<const T*>(plan.range) + channel);
+      for_each_pull(plan, rows.push.row(row) + j, rows.sums + j, row, range, mean_box,
+                    [&](int64_t column, Vec<T> u) __attribute__((always_inline)) {
+                      range_sum += finish(column, u) * broadcast(mean_box[column]);
+                    });
+    }
     if (sums != nullptr) {
       add_to(sums->bias + j, bias_sum);
       add_to(sums->inhibition + j, zero<T>() - inhibition_sum);
-      add_to(sums->range + j, range_sum);
+      if (!by_channel) {
+        add_to(sums->range + j, range_sum);
+      }
     }
+  }
+  if (by_channel && sums != nullptr && sums->range != nullptr) {
+    const auto add = plan.vectors == 2 ? weight_gradient<T, 2> : weight_gradient<T, 1>;
+    add(mean_box, plan.plane_offsets, plan.planes, 0, rows.grad_u, 0, 1, plan.geometry.out_w, sums->range);
   }
 }
 
@@ -114,6 +140,18 @@ static void push_gradient_row(const PushPullPlan& plan, int64_t panel, const Bac
         const Vec<T> part = range * grad_q;
         store(at, j == 0 ? part : load(at) + part);
       }
+    });
+  }
+}
+
+// gq of one row, after push_gradient_row has summed its window's rows.
+template <typename T>
+static void pull_response_gradient_row(const PushPullPlan& plan, const BackwardRows<T>& rows, int64_t row, T* out) {
+  const T* pulled = pools(plan) ? rows.sums : rows.grad_pull.row(row);
+  const int64_t width = plan.panel;
+  for (int64_t j = 0; j < plan.panel; j += kLanes<T>) {
+    for_each_window(plan, pulled + j, [=](int64_t column, Vec<T> grad_q) __attribute__((always_inline)) {
+      store(out + column * width + j, grad_q);
     });
   }
 }
@@ -148,13 +186,18 @@ static void keep_for_grad_input(const PushPullPlan& plan, const GradInputPlan& g
   T* base = static_cast<T*>(grad_input.gradient) +
             ((n - grad_input.first) * plan.geometry.groups + group) * grad_input.image_pitch +
             (grad_input.margin_top + row) * grad_input.row_pitch + grad_input.margin_left;
-  const TensorRow<T> planes{base + first * grad_input.pitch,
-                            least(plan.panel, plan.out_group - first),
-                            grad_input.pitch,
-                            plan.geometry.out_w,
-                            1,
-                            grad_input.row_pitch};
+  TensorRow<T> planes{base + first * grad_input.pitch,
+                      least(plan.panel, plan.out_group - first),
+                      grad_input.pitch,
+                      plan.geometry.out_w,
+                      1,
+                      grad_input.row_pitch};
   store_row<T>(grad_push, plan.panel, planes);
+  if (plan.geometry.channel_range) {
+    planes.data += plan.out_group * grad_input.pitch;
+    store_row<T>(constant, plan.panel, planes);
+    return;
+  }
   sum_lanes(constant, base + (plan.out_group + in_group) * grad_input.pitch, plan.geometry.out_w);
 }
 
@@ -194,8 +237,11 @@ static void backward_panel(const PushPullPlan& plan, const PushPullBackwardParam
       const int64_t complete = want_push ? last_row : first_row;
       for (; next_push < complete && least(next_push + plan.half_h, g.out_h - 1) <= next_pull; next_push++) {
         T* gradient = rows.grad_push + rows.held * rows.push.pitch;
-        push_gradient_row(plan, panel, rows, next_push, gradient, grad_input != nullptr);
+        push_gradient_row(plan, panel, rows, next_push, gradient, grad_input != nullptr && !g.channel_range);
         if (grad_input != nullptr) {
+          if (g.channel_range) {
+            pull_response_gradient_row(plan, rows, next_push, rows.constant);
+          }
           keep_for_grad_input<T>(plan, *grad_input, n, panel, next_push, gradient, rows.constant);
         }
         if (want_filter && (++rows.held == rows.most_held || next_push == last_row - 1)) {
@@ -226,7 +272,9 @@ static void backward(const PushPullPlan& plan, const PushPullBackwardParams& par
     rows.grad_pull = take_ring<T>(plan, arena);
     rows.sums = take_window_sums<T>(plan, arena);
     rows.grad_push = arena.take<T>(rows.most_held * rows.push.pitch);
-    rows.constant = arena.take<T>(round_up_to_lanes<T>(g.out_w) * kLanes<T>);
+    rows.constant = arena.take<T>(g.channel_range ? rows.push.pitch : round_up_to_lanes<T>(g.out_w) * kLanes<T>);
+    rows.offset = arena.take<T>(g.channel_range ? rows.push.pitch : 0);
+    rows.grad_u = arena.take<T>(g.channel_range ? rows.push.pitch : 0);
     return arena.used();
   };
   lay_out(host_scratch(ScratchSlot::task, lay_out(nullptr)));
@@ -251,7 +299,8 @@ static void backward(const PushPullPlan& plan, const PushPullBackwardParams& par
       for (int64_t panel = first_panel; panel < last_panel; panel++) {
         T* filter_sums = piece_sums + panel * partials.panel_size;
         T* bias_sums = filter_sums + taps * plan.panel;
-        const ChannelSums<T> sums{bias_sums, bias_sums + plan.panel, bias_sums + 2 * plan.panel};
+        T* range_sums = g.channel_range && taps == 0 ? nullptr : bias_sums + 2 * plan.panel;
+        const ChannelSums<T> sums{bias_sums, bias_sums + plan.panel, range_sums};
         if (bias_only) {
           for (int64_t row = first_row; row < last_row; row++) {
             load_row<S>(output_row<const S>(plan, params.grad_out, n, panel, row), rows.grad_out.data, plan.panel);
@@ -304,15 +353,17 @@ static void reduce(const PushPullPlan& plan, const PushPullBackwardParams& param
     }
     const T* filters = static_cast<const T*>(plan.filters) + panel * plan.taps * plan.panel;
     for (int64_t i = 0; i < channels; i++) {
-      const int64_t at = panel * plan.panel + i;
-      const T low = static_cast<const T*>(plan.lowest)[at];
-      const T high = static_cast<const T*>(plan.highest)[at];
-      const T to_low = range[i] * static_cast<const T*>(plan.lowest_share)[at];
-      const T to_high = range[i] * static_cast<const T*>(plan.highest_share)[at];
       S* out = static_cast<S*>(params.grad_weight.data) + (channel + i) * params.grad_weight.stride[0];
       const int64_t* stride = params.grad_weight.stride;
       int64_t tap = 0;
       for (int64_t c = 0; c < plan.in_group; c++) {
+        const int64_t plane = c / plan.plane_channels;
+        const int64_t at = (panel * plan.planes + plane) * plan.panel + i;
+        const T low = static_cast<const T*>(plan.lowest)[at];
+        const T high = static_cast<const T*>(plan.highest)[at];
+        const T grad_range = range[plane * plan.panel + i];
+        const T to_low = grad_range * static_cast<const T*>(plan.lowest_share)[at];
+        const T to_high = grad_range * static_cast<const T*>(plan.highest_share)[at];
         for (int64_t y = 0; y < g.kernel_h; y++) {
           for (int64_t x = 0; x < g.kernel_w; x++, tap++) {
             const T w = filters[tap * plan.panel + i];
@@ -327,6 +378,22 @@ static void reduce(const PushPullPlan& plan, const PushPullBackwardParams& param
 }
 
 // ---- gradient of input ----
+
+// m for one group and panel of lanes: [output channel][lane].
+template <typename T>
+static void pack_grad_input_ranges(const PushPullPlan& plan, const GradInputPlan& grad, int64_t unit) {
+  const int64_t group = unit / grad.panels_per_group;
+  const int64_t first = unit % grad.panels_per_group * grad.panel;
+  const int64_t positions = grad.whole_cells ? plan.geometry.stride_h * plan.geometry.stride_w : 1;
+  T* to = static_cast<T*>(grad.ranges) + unit * plan.out_group * grad.panel;
+  for (int64_t o = 0; o < plan.out_group; o++) {
+    const int64_t panel = group * plan.panels_per_group + o / plan.panel;
+    const T* range = static_cast<const T*>(plan.range) + panel * plan.planes * plan.panel + o % plan.panel;
+    for (int64_t lane = first; lane < first + grad.panel; lane++) {
+      *to++ = lane < positions * plan.in_group ? range[lane % plan.in_group * plan.panel] : T(0);
+    }
+  }
+}
 
 template <typename S, typename T = Accumulate<S>>
 static void pack_grad_input_filters(const PushPullPlan& plan, const GradInputPlan& grad, const View4& weight,
@@ -357,6 +424,9 @@ static void pack_grad_input_filters(const PushPullPlan& plan, const GradInputPla
         }
       }
     }
+    if (g.channel_range) {
+      pack_grad_input_ranges<T>(plan, grad, unit);
+    }
   }
 }
 
@@ -382,13 +452,86 @@ static void store_position(const PushPullPlan& plan, const GradInputPlan& grad, 
                             g.stride_w * out.stride[3], out.stride[2]});
 }
 
+// Whether kernel row (or column) k of some filter meets `position` in its cell and reaches up (or left) by `reach`.
+STURDY_ALWAYS_INLINE bool reaches(int64_t kernel, int64_t dilation, int64_t stride, int64_t reach, int64_t position) {
+  const int64_t extent = reach * stride + position;
+  return extent % dilation == 0 && extent / dilation < kernel;
+}
+
+// With channel_range: the part of the gradient of input that comes through m.
+template <typename T>
+struct SpreadRows {
+  T* data;  // [output row % rows][column][lane]: sum over output channels of m * gq
+  int64_t rows, pitch;
+  int64_t columns;  // margin_left before the cells
+  T* line;          // sums over the rows that one phase reaches
+  int64_t next;     // output row
+
+  STURDY_ALWAYS_INLINE T* row(int64_t r) const { return data + (r + rows) % rows * pitch; }
+};
+
+template <typename T>
+STURDY_ALWAYS_INLINE SpreadRows<T> take_spread_rows(const GradInputPlan& grad, Arena& arena) {
+  SpreadRows<T> spread{};
+  spread.rows = grad.margin_top + 1;
+  spread.columns = grad.margin_left + grad.cells;
+  spread.pitch = spread.columns * grad.panel;
+  spread.data = arena.take<T>(spread.rows * spread.pitch);
+  spread.line = arena.take<T>(spread.pitch);
+  return spread;
+}
+
+// Adds to the cells of one cell row, at the positions of one phase, what filters of ones spread there.
+template <typename T>
+static void add_spread(const PushPullPlan& plan, const GradInputPlan& grad, const SpreadRows<T>& spread,
+                       int64_t cell_row, int64_t phase, T* cells) {
+  constexpr int lanes = kLanes<T>;
+  const PushPullGeometry& g = plan.geometry;
+  const int64_t panel = grad.panel;
+  fill_zero(spread.line, spread.pitch);
+  for (int64_t up = 0; up <= grad.margin_top; up++) {
+    if (!grad.whole_cells && !reaches(g.kernel_h, g.dilation_h, g.stride_h, up, phase / g.stride_w)) {
+      continue;
+    }
+    const T* reach = static_cast<const T*>(grad.row_reach) + up * panel;
+    const T* from = spread.row(cell_row - up);
+    for (int64_t i = 0; i < spread.pitch; i += panel) {
+      for (int64_t j = 0; j < panel; j += lanes) {
+        add_to(spread.line + i + j, load(from + i + j) * load(reach + j));
+      }
+    }
+  }
+  for (int64_t left = 0; left <= grad.margin_left; left++) {
+    if (!grad.whole_cells && !reaches(g.kernel_w, g.dilation_w, g.stride_w, left, phase % g.stride_w)) {
+      continue;
+    }
+    const T* reach = static_cast<const T*>(grad.column_reach) + left * panel;
+    const T* from = spread.line + (grad.margin_left - left) * panel;
+    for (int64_t i = 0; i < grad.cells * panel; i += panel) {
+      for (int64_t j = 0; j < panel; j += lanes) {
+        add_to(cells + i + j, load(from + i + j) * load(reach + j));
+      }
+    }
+  }
+}
+
 template <typename S, typename T = Accumulate<S>>
 static void grad_input(const PushPullPlan& plan, const GradInputPlan& grad, const View4& out, int64_t begin,
                        int64_t end) {
   const PushPullGeometry& g = plan.geometry;
   // Stores read whole vectors and whole blocks of columns.
   const int64_t row_size = (round_up_to_lanes<T>(grad.cells) + kLanes<T>)*grad.panel;
-  T* row = static_cast<T*>(host_scratch(ScratchSlot::task, static_cast<size_t>(row_size) * sizeof(T)));
+  T* row = nullptr;
+  SpreadRows<T> spread{};
+  const auto lay_out = [&](void* block) {
+    Arena arena(block);
+    row = arena.take<T>(row_size);
+    if (g.channel_range) {
+      spread = take_spread_rows<T>(grad, arena);
+    }
+    return arena.used();
+  };
+  lay_out(host_scratch(ScratchSlot::task, lay_out(nullptr)));
   const auto conv = grad.vectors == 2 ? conv_row<T, 2> : conv_row<T, 1>;
   const int64_t positions = g.stride_h * g.stride_w;
   for (int64_t task = begin; task < end; task++) {
@@ -401,13 +544,22 @@ static void grad_input(const PushPullPlan& plan, const GradInputPlan& grad, cons
     const T* gradient = static_cast<const T*>(grad.gradient) + (image * g.groups + group) * grad.image_pitch +
                         grad.margin_left + grad.first_cell;
     const int64_t last = least(grad.cell_rows, (band + 1) * grad.band_rows);
+    const T* ranges = static_cast<const T*>(grad.ranges) + unit * plan.out_group * grad.panel;
+    spread.next = grad.first_cell_row + band * grad.band_rows - grad.margin_top;
     for (int64_t i = band * grad.band_rows; i < last; i++) {
       const int64_t cell_row = grad.first_cell_row + i;
       const T* from = gradient + (grad.margin_top + cell_row) * grad.row_pitch;
+      for (; g.channel_range && spread.next <= cell_row; spread.next++) {
+        conv(gradient + (grad.margin_top + spread.next) * grad.row_pitch - grad.margin_left, grad.pull_offsets,
+             plan.out_group, ranges, spread.columns, spread.row(spread.next), grad.panel);
+      }
       for (int64_t phase = 0; phase < grad.phases; phase++) {
         const int64_t tap = grad.phase_begin[phase];
         conv(from, grad.tap_offsets + tap, grad.phase_begin[phase + 1] - tap, filters + tap * grad.panel, grad.cells,
              row, grad.panel);
+        if (g.channel_range) {
+          add_spread(plan, grad, spread, cell_row, phase, row);
+        }
         if (grad.whole_cells) {
           for (int64_t position = 0; position < positions; position++) {
             store_position<S>(plan, grad, out, grad.first + image, group * plan.in_group, plan.in_group, cell_row,

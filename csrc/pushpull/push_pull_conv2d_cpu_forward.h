@@ -17,38 +17,42 @@ static void pack_filters(const PushPullPlan& plan, const View4& weight, int64_t 
     T* filters = static_cast<T*>(plan.filters) + panel * plan.taps * plan.panel;
     for (int64_t i = 0; i < plan.panel; i++) {
       const bool used = first + i < plan.out_group;
-      T low = 0;
-      T high = 0;
-      int64_t lows = 0;
-      int64_t highs = 0;
       const S* filter =
           static_cast<const S*>(weight.data) + (used ? (group * plan.out_group + first + i) * weight.stride[0] : 0);
       int64_t tap = 0;
-      for (int64_t c = 0; c < plan.in_group; c++) {
-        for (int64_t y = 0; y < g.kernel_h; y++) {
-          for (int64_t x = 0; x < g.kernel_w; x++, tap++) {
-            const T w =
-                used ? to_accumulate(filter[c * weight.stride[1] + y * weight.stride[2] + x * weight.stride[3]]) : T(0);
-            filters[tap * plan.panel + i] = w;
-            if (tap == 0 || !(w >= low)) {
-              low = w != w || low == low ? w : low;  // the first NaN stays
-              lows = 0;
+      for (int64_t plane = 0; plane < plan.planes; plane++) {
+        const int64_t first_tap = tap;
+        T low = 0;
+        T high = 0;
+        int64_t lows = 0;
+        int64_t highs = 0;
+        for (int64_t c = plane * plan.plane_channels; c < (plane + 1) * plan.plane_channels; c++) {
+          for (int64_t y = 0; y < g.kernel_h; y++) {
+            for (int64_t x = 0; x < g.kernel_w; x++, tap++) {
+              const T w =
+                  used ? to_accumulate(filter[c * weight.stride[1] + y * weight.stride[2] + x * weight.stride[3]])
+                       : T(0);
+              filters[tap * plan.panel + i] = w;
+              if (tap == first_tap || !(w >= low)) {
+                low = w != w || low == low ? w : low;  // the first NaN stays
+                lows = 0;
+              }
+              if (tap == first_tap || !(w <= high)) {
+                high = w != w || high == high ? w : high;
+                highs = 0;
+              }
+              lows += w == low;
+              highs += w == high;
             }
-            if (tap == 0 || !(w <= high)) {
-              high = w != w || high == high ? w : high;
-              highs = 0;
-            }
-            lows += w == low;
-            highs += w == high;
           }
         }
+        const int64_t at = (panel * plan.planes + plane) * plan.panel + i;
+        static_cast<T*>(plan.lowest)[at] = low;
+        static_cast<T*>(plan.highest)[at] = high;
+        static_cast<T*>(plan.lowest_share)[at] = lows > 0 ? T(1) / static_cast<T>(lows) : T(0);
+        static_cast<T*>(plan.highest_share)[at] = highs > 0 ? T(1) / static_cast<T>(highs) : T(0);
+        static_cast<T*>(plan.range)[at] = low + high;
       }
-      const int64_t at = panel * plan.panel + i;
-      static_cast<T*>(plan.lowest)[at] = low;
-      static_cast<T*>(plan.highest)[at] = high;
-      static_cast<T*>(plan.lowest_share)[at] = lows > 0 ? T(1) / static_cast<T>(lows) : T(0);
-      static_cast<T*>(plan.highest_share)[at] = highs > 0 ? T(1) / static_cast<T>(highs) : T(0);
-      static_cast<T*>(plan.range)[at] = low + high;
     }
   }
 }
@@ -63,25 +67,40 @@ STURDY_ALWAYS_INLINE void push_row(const PushPullPlan& plan, const PackedBand<T>
   conv(x, plan.tap_offsets, plan.taps, filters, plan.geometry.out_w, out, plan.panel);
 }
 
-// out = relu(p) - inhibition * relu(u) + bias for one row of one panel.
+// m * A(box) summed over the planes for one row of one panel, [column][channel]: a convolution of 1 x 1.
+template <typename T>
+static void offset_row(const PushPullPlan& plan, const T* mean_box, int64_t panel, T* out) {
+  const T* ranges = static_cast<const T*>(plan.range) + panel * plan.planes * plan.panel;
+  const auto conv = plan.vectors == 2 ? conv_row<T, 2> : conv_row<T, 1>;
+  conv(mean_box, plan.plane_offsets, plan.planes, ranges, plan.geometry.out_w, out, plan.panel);
+}
+
+// out = relu(p) - inhibition * relu(u) + bias for one row of one panel. `offset` is what offset_row made, null where m
+// is one number for each channel.
 template <typename T>
 static void push_pull_row(const PushPullPlan& plan, int64_t panel, const RowRing<T>& push, int64_t row,
-                          const T* mean_box, T* sums, T* out) {
+                          const T* mean_box, T* sums, T* out, const T* offset = nullptr) {
   if (pools(plan)) {
     sum_window_rows(plan, push, row, sums);
   }
   const int64_t width = plan.panel;
   for (int64_t j = 0; j < plan.panel; j += kLanes<T>) {
     const int64_t channel = panel * plan.panel + j;
-    const Vec<T> range = load(static_cast<const T*>(plan.range) + channel);
     const Vec<T> inhibition = load(static_cast<const T*>(plan.inhibition) + channel);
     const Vec<T> bias = load(static_cast<const T*>(plan.bias) + channel);
     const T* p = push.row(row) + j;
     T* to = out + j;
-    for_each_pull(plan, p, sums + j, row, range, mean_box,
-                  [=](int64_t column, Vec<T> u) __attribute__((always_inline)) {
-                    store(to + column * width, relu(load(p + column * width)) - inhibition * relu(u) + bias);
-                  });
+    const auto finish = [=](int64_t column, Vec<T> u) __attribute__((always_inline)) {
+      store(to + column * width, relu(load(p + column * width)) - inhibition * relu(u) + bias);
+    };
+    if (offset == nullptr) {
+      const Vec<T> range = load(static_cast<const T*>(plan.range) + channel);
+      for_each_pull(plan, p, sums + j, row, range, mean_box, finish);
+    } else {
+      const auto offset_at = [=](int64_t column)
+                                 __attribute__((always_inline)) { return load(offset + column * width + j); };
+      for_each_pull(plan, p, sums + j, row, offset_at, finish);
+    }
   }
 }
 
@@ -93,12 +112,14 @@ static void forward(const PushPullPlan& plan, const PushPullForwardParams& param
   RowRing<T> push{};
   T* sums = nullptr;
   T* finished = nullptr;
+  T* offset = nullptr;  // null as push_pull_row means it
   const auto lay_out = [&](void* block) {
     Arena arena(block);
     band = take_packed_band<T>(plan, arena, most_rows);
     push = take_ring<T>(plan, arena);
     sums = take_window_sums<T>(plan, arena);
     finished = arena.take<T>(push.pitch);
+    offset = g.channel_range ? arena.take<T>(push.pitch) : nullptr;
     return arena.used();
   };
   lay_out(host_scratch(ScratchSlot::task, lay_out(nullptr)));
@@ -124,7 +145,10 @@ static void forward(const PushPullPlan& plan, const PushPullForwardParams& param
       for (int64_t row = band.first; row < band.last; row++) {
         push_row(plan, band, panel, row, push.row(row));
         for (; next < last_row && least(next + plan.half_h, g.out_h - 1) <= row; next++) {
-          push_pull_row(plan, panel, push, next, band.mean_box_row(next), sums, finished);
+          if (g.channel_range) {
+            offset_row(plan, band.mean_box_row(next), panel, offset);
+          }
+          push_pull_row(plan, panel, push, next, band.mean_box_row(next), sums, finished, offset);
           store_row<S>(finished, plan.panel, output_row<S>(plan, params.out, n, panel, next));
           if (params.push.data != nullptr) {
             store_row<S>(static_cast<const T*>(push.row(next)), plan.panel,

@@ -20,6 +20,8 @@ struct PushPullPlan {
   PushPullGeometry geometry;
   int64_t in_group, out_group;  // channels per group
   int64_t taps;                 // in_group * kernel_h * kernel_w, in the order of a contiguous filter
+  int64_t planes;               // box maps of a group, and ranges of a filter: 1, or in_group with channel_range
+  int64_t plane_channels;       // in_group / planes: the channels that one of them is of
 
   // Panels of output channels.
   int64_t lanes, vectors, panel;  // panel = lanes * vectors channels
@@ -39,13 +41,14 @@ struct PushPullPlan {
   void* row_weights;     // (out_h) accumulate type: 1 / rows of the clipped window
   void* column_weights;  // (out_w)
 
-  // Per-channel values in accumulate type, (panels * panel), 0 in unused lanes.
+  // Per-channel values in accumulate type, 0 in unused lanes.
   void* filters;  // [panel][tap][channel]
-  void* lowest;   // least and greatest entry of each filter
+  void* lowest;   // [panel][plane][channel]: least and greatest entry of each filter, or of each slice of one
   void* highest;
   void* lowest_share;  // 1 / number of entries equal to it
   void* highest_share;
-  void* range;  // lowest + highest, the m of the pull kernel m - w
+  void* range;             // lowest + highest, the m of the pull kernel m - w
+  int64_t* plane_offsets;  // (planes) within a row of the box maps
   void* inhibition;
   void* bias;
 
@@ -55,10 +58,11 @@ struct PushPullPlan {
   int64_t pieces;  // backward: item i is added up in partial sum i % pieces
 };
 
-// Partial sums of backward for one piece: [panel]{filter gradient [tap][channel], bias, inhibition, range [channel]}.
+// Partial sums of backward for one piece: [panel]{filter gradient [tap][channel], bias [channel], inhibition [channel],
+// range [plane][channel]}.
 struct PushPullPartials {
   void* data;             // (pieces, panels, panel_size)
-  int64_t panel_size;     // (taps + 3) * panel
+  int64_t panel_size;     // (taps + 2 + planes) * panel
   int64_t first, last;    // the items [first, last) of this round
   void* filter_gradient;  // reduced: written to grad_weight by reduce_weight
   void* bias_gradient;    // reduced, (panels * panel)
@@ -67,7 +71,9 @@ struct PushPullPartials {
 
 // The gradient of input: the same register tile with lanes along input channels, reading a zero-padded copy of the
 // gradient at the convolution's output. Beside the out_group planes of that there is one more plane per panel for
-// the pull kernel's constant m, whose weights are all one.
+// the pull kernel's constant m, whose weights are all one. With channel_range there are out_group more planes instead,
+// of the gradient at the pull response. They go through m, a 1 x 1 convolution, to one map per input channel, and that
+// is spread by sums over rows and columns: a convolution with ones of one channel alone.
 //
 // Input pixels fall into cells of stride_h x stride_w, cell (y + pad_top) / stride_h, and all pixels at one position
 // in their cells see the same taps: kernel row k meets position (k * dilation_h) % stride_h, and the output row
@@ -76,7 +82,8 @@ struct PushPullPartials {
 struct GradInputPlan {
   bool whole_cells;
   int64_t vectors, panel, panels_per_group;  // panels of lanes
-  int64_t planes;                            // out_group + panels_per_group of PushPullPlan
+  int64_t planes;                            // out_group + panels_per_group of PushPullPlan, or 2 * out_group
+  int64_t tap_planes;                        // those that the register tile reads: all, or out_group
   int64_t margin_top, margin_left;           // the farthest that a tap reaches up and left
   int64_t rows, pitch, row_pitch,
       image_pitch;  // [image in round][group][row][plane][column]; row_pitch = planes * pitch
@@ -90,6 +97,12 @@ struct GradInputPlan {
   int64_t* tap_offsets;  // (taps)
   int64_t* tap_sources;  // (taps): (plane * (margin_top + 1) + rows up) * (margin_left + 1) + columns left
   void* filters;         // [group][panel][tap][lane]
+
+  // With channel_range.
+  int64_t* pull_offsets;  // (out_group): planes of the gradient at the pull response
+  void* ranges;           // [group][panel][output channel][lane]: m
+  void* row_reach;        // [rows up][lane]: 1, but with whole cells 0 where the lane's position is not reached
+  void* column_reach;     // [columns left][lane]
 
   int64_t first_cell_row, cell_rows;  // those that hold input rows
   int64_t first_cell, cells;          // likewise of columns

@@ -189,17 +189,17 @@ STURDY_ALWAYS_INLINE TensorRow<S> output_row(const PushPullPlan& plan, const Vie
 template <typename T>
 struct PackedBand {
   int64_t first, last;
-  T* x;            // [input row][channel][phase][column]
-  T* channel_sum;  // [input row][phase][column]
-  T* kernel_sum;   // one row of [phase][column], and room for the rows of pooling
-  T* box;          // [output row][column]: the convolution with ones
-  T* mean_box;     // pooled; the same as box without pooling
-  int64_t box_pitch;
+  T* x;                              // [input row][channel][phase][column]
+  T* channel_sum;                    // [input row][phase][column]; not with channel_range
+  T* kernel_sum;                     // one row of [phase][column], and room for the rows of pooling
+  T* box;                            // [output row][plane][column]: the convolution with ones
+  T* mean_box;                       // pooled; the same as box without pooling
+  int64_t box_pitch, box_row_pitch;  // of a plane, of a row of all planes
 
   STURDY_ALWAYS_INLINE const T* x_row(const PushPullPlan& plan, int64_t row) const {
     return x + (row - first) * plan.geometry.stride_h * plan.in_row_pitch;
   }
-  STURDY_ALWAYS_INLINE const T* mean_box_row(int64_t row) const { return mean_box + (row - first) * box_pitch; }
+  STURDY_ALWAYS_INLINE const T* mean_box_row(int64_t row) const { return mean_box + (row - first) * box_row_pitch; }
 };
 
 STURDY_ALWAYS_INLINE int64_t input_rows(const PushPullPlan& plan, int64_t output_rows) {
@@ -214,11 +214,12 @@ STURDY_ALWAYS_INLINE PackedBand<T> take_packed_band(const PushPullPlan& plan, Ar
   const int64_t rows = input_rows(plan, output_rows);
   PackedBand<T> band{};
   band.x = arena.take<T>(rows * plan.in_row_pitch + kLanes<T>);
-  band.channel_sum = arena.take<T>(rows * plan.channel_pitch);
+  band.channel_sum = arena.take<T>(plan.geometry.channel_range ? 0 : rows * plan.channel_pitch);
   band.box_pitch = round_up_to_lanes<T>(plan.geometry.out_w);
   band.kernel_sum = arena.take<T>(most(plan.channel_pitch, band.box_pitch + 2 * plan.half_w) + 2 * kLanes<T>);
-  band.box = arena.take<T>(output_rows * band.box_pitch);
-  band.mean_box = pools(plan) ? arena.take<T>(output_rows * band.box_pitch) : band.box;
+  band.box_row_pitch = plan.planes * band.box_pitch;
+  band.box = arena.take<T>(output_rows * band.box_row_pitch);
+  band.mean_box = pools(plan) ? arena.take<T>(output_rows * band.box_row_pitch) : band.box;
   return band;
 }
 
@@ -233,7 +234,7 @@ static void pack_input(const PushPullPlan& plan, const View4& input, int64_t n, 
     T* sums = band.channel_sum + row * plan.channel_pitch;
     if (y < 0 || y >= g.in_h) {
       fill_zero(to_row, plan.in_row_pitch);
-      fill_zero(sums, plan.channel_pitch);
+      fill_zero(sums, g.channel_range ? 0 : plan.channel_pitch);
       continue;
     }
     for (int64_t phase = 0; phase < plan.phases; phase++) {
@@ -252,7 +253,7 @@ static void pack_input(const PushPullPlan& plan, const View4& input, int64_t n, 
         to += plan.channel_pitch;
       }
     }
-    for (int64_t i = 0; i < plan.channel_pitch; i += kLanes<T>) {
+    for (int64_t i = 0; i < plan.channel_pitch && !g.channel_range; i += kLanes<T>) {
       Vec<T> sum = zero<T>();
       for (int64_t c = 0; c < plan.in_group; c++) {
         sum += load(to_row + c * plan.channel_pitch + i);
@@ -262,56 +263,78 @@ static void pack_input(const PushPullPlan& plan, const View4& input, int64_t n, 
   }
 }
 
-// The box map of rows [first, last) and its pooled copy, divided by the window's cells, of rows [mean_first,
+// The box map of output row `row` from the rows that it is the sum of, kernel rows being `step` elements apart.
+template <typename T>
+STURDY_ALWAYS_INLINE void box_row(const PushPullPlan& plan, const T* rows, int64_t step, T* kernel_sum, T* box) {
+  constexpr int lanes = kLanes<T>;
+  const PushPullGeometry& g = plan.geometry;
+  for (int64_t i = 0; i < plan.channel_pitch; i += lanes) {
+    Vec<T> sum = zero<T>();
+    for (int64_t k = 0; k < g.kernel_h; k++) {
+      sum += load(rows + k * step + i);
+    }
+    store(kernel_sum + i, sum);
+  }
+  for (int64_t column = 0; column < g.out_w; column += lanes) {
+    Vec<T> sum = zero<T>();
+    for (int64_t k = 0; k < g.kernel_w; k++) {
+      sum += load(kernel_sum + plan.column_taps[k] + column);
+    }
+    store(box + column, sum);
+  }
+}
+
+// One row of one plane of the pooled box map; `line` is room for a row of column sums between zeros.
+template <typename T>
+STURDY_ALWAYS_INLINE void mean_box_row(const PushPullPlan& plan, const PackedBand<T>& band, int64_t plane, int64_t row,
+                                       T* line) {
+  constexpr int lanes = kLanes<T>;
+  const PushPullGeometry& g = plan.geometry;
+  const T* column_weights = static_cast<const T*>(plan.column_weights);
+  const Vec<T> row_weight = broadcast(static_cast<const T*>(plan.row_weights)[row]);
+  const int64_t top = most(0, row - plan.half_h);
+  const int64_t bottom = least(g.out_h - 1, row + plan.half_h);
+  for (int64_t column = 0; column < g.out_w; column += lanes) {
+    Vec<T> sum = zero<T>();
+    for (int64_t r = top; r <= bottom; r++) {
+      sum += load(band.box + (r - band.first) * band.box_row_pitch + plane * band.box_pitch + column);
+    }
+    store(line + plan.half_w + column, sum);
+  }
+  fill_zero(line + plan.half_w + g.out_w, plan.half_w + lanes);
+  T* mean = band.mean_box + (row - band.first) * band.box_row_pitch + plane * band.box_pitch;
+  for (int64_t column = 0; column < g.out_w; column += lanes) {
+    Vec<T> sum = zero<T>();
+    for (int64_t k = 0; k <= 2 * plan.half_w; k++) {
+      sum += load(line + column + k);
+    }
+    store(mean + column, sum * row_weight * load(column_weights + column));
+  }
+}
+
+// The box maps of rows [first, last) and their pooled copies, divided by the window's cells, of rows [mean_first,
 // mean_last).
 template <typename T>
 static void box_map(const PushPullPlan& plan, PackedBand<T>& band, int64_t mean_first, int64_t mean_last) {
-  constexpr int lanes = kLanes<T>;
   const PushPullGeometry& g = plan.geometry;
-  fill_zero(band.kernel_sum + plan.channel_pitch, 2 * lanes);  // read, and dropped, behind the last column
+  fill_zero(band.kernel_sum + plan.channel_pitch, 2 * kLanes<T>);  // read, and dropped, behind the last column
+  // With a plane per channel, the packed input itself is what is summed over the kernel.
+  const T* rows = g.channel_range ? band.x : band.channel_sum;
+  const int64_t pitch = g.channel_range ? plan.in_row_pitch : plan.channel_pitch;
   for (int64_t row = band.first; row < band.last; row++) {
-    const T* sums = band.channel_sum + (row - band.first) * g.stride_h * plan.channel_pitch;
-    for (int64_t i = 0; i < plan.channel_pitch; i += lanes) {
-      Vec<T> sum = zero<T>();
-      for (int64_t k = 0; k < g.kernel_h; k++) {
-        sum += load(sums + k * g.dilation_h * plan.channel_pitch + i);
-      }
-      store(band.kernel_sum + i, sum);
-    }
-    T* box = band.box + (row - band.first) * band.box_pitch;
-    for (int64_t column = 0; column < g.out_w; column += lanes) {
-      Vec<T> sum = zero<T>();
-      for (int64_t k = 0; k < g.kernel_w; k++) {
-        sum += load(band.kernel_sum + plan.column_taps[k] + column);
-      }
-      store(box + column, sum);
+    for (int64_t plane = 0; plane < plan.planes; plane++) {
+      const T* from = rows + (row - band.first) * g.stride_h * pitch + plane * plan.channel_pitch;
+      T* to = band.box + (row - band.first) * band.box_row_pitch + plane * band.box_pitch;
+      box_row(plan, from, g.dilation_h * pitch, band.kernel_sum, to);
     }
   }
   if (!pools(plan)) {
     return;
   }
-  const T* row_weights = static_cast<const T*>(plan.row_weights);
-  const T* column_weights = static_cast<const T*>(plan.column_weights);
-  T* line = band.kernel_sum;  // one row of column sums between zeros
-  fill_zero(line, plan.half_w);
+  fill_zero(band.kernel_sum, plan.half_w);
   for (int64_t row = mean_first; row < mean_last; row++) {
-    const int64_t top = most(0, row - plan.half_h);
-    const int64_t bottom = least(g.out_h - 1, row + plan.half_h);
-    for (int64_t column = 0; column < g.out_w; column += lanes) {
-      Vec<T> sum = zero<T>();
-      for (int64_t r = top; r <= bottom; r++) {
-        sum += load(band.box + (r - band.first) * band.box_pitch + column);
-      }
-      store(line + plan.half_w + column, sum);
-    }
-    fill_zero(line + plan.half_w + g.out_w, plan.half_w + lanes);
-    T* mean = band.mean_box + (row - band.first) * band.box_pitch;
-    for (int64_t column = 0; column < g.out_w; column += lanes) {
-      Vec<T> sum = zero<T>();
-      for (int64_t k = 0; k <= 2 * plan.half_w; k++) {
-        sum += load(line + column + k);
-      }
-      store(mean + column, sum * broadcast(row_weights[row]) * load(column_weights + column));
+    for (int64_t plane = 0; plane < plan.planes; plane++) {
+      mean_box_row(plan, band, plane, row, band.kernel_sum);
     }
   }
 }
@@ -434,24 +457,33 @@ STURDY_ALWAYS_INLINE T* take_window_sums(const PushPullPlan& plan, Arena& arena)
   return arena.take<T>((plan.geometry.out_w + 2 * plan.half_w) * plan.panel);
 }
 
-// Calls use(column, u) with the pull response u = m * A(box) - A(p), before its rectifier, of one vector of channels.
-// `sums` is what sum_window_rows made of the row of p; it is not read without pooling.
-template <typename T, typename Use>
-STURDY_ALWAYS_INLINE void for_each_pull(const PushPullPlan& plan, const T* p, const T* sums, int64_t row, Vec<T> range,
-                                        const T* mean_box, const Use& use) {
+// Calls use(column, u) with the pull response u = m * A(box) - A(p), before its rectifier, of one vector of channels;
+// offset(column) is m * A(box). `sums` is what sum_window_rows made of the row of p; it is not read without pooling.
+template <typename T, typename Offset, typename Use>
+STURDY_ALWAYS_INLINE void for_each_pull(const PushPullPlan& plan, const T* p, const T* sums, int64_t row,
+                                        const Offset& offset, const Use& use) {
   if (!pools(plan)) {
     const int64_t width = plan.geometry.out_w;
     const int64_t panel = plan.panel;
     for (int64_t column = 0; column < width; column++) {
-      use(column, range * broadcast(mean_box[column]) - load(p + column * panel));
+      use(column, offset(column) - load(p + column * panel));
     }
     return;
   }
   const T row_weight = static_cast<const T*>(plan.row_weights)[row];
   const T* column_weights = static_cast<const T*>(plan.column_weights);
   for_each_window(plan, sums, [=](int64_t column, Vec<T> sum) __attribute__((always_inline)) {
-    use(column, range * broadcast(mean_box[column]) - sum * broadcast(row_weight * column_weights[column]));
+    use(column, offset(column) - sum * broadcast(row_weight * column_weights[column]));
   });
+}
+
+// The same where m is one number for each channel.
+template <typename T, typename Use>
+STURDY_ALWAYS_INLINE void for_each_pull(const PushPullPlan& plan, const T* p, const T* sums, int64_t row, Vec<T> range,
+                                        const T* mean_box, const Use& use) {
+  const auto offset = [=](int64_t column)
+                          __attribute__((always_inline)) { return range * broadcast(mean_box[column]); };
+  for_each_pull(plan, p, sums, row, offset, use);
 }
 
 }  // namespace STURDY_ISA_NAMESPACE
