@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+import pytest
 import torch
 from hypothesis import strategies as st
 from torch import Tensor
@@ -91,6 +92,7 @@ class Case:
     padding_mode: str = "zeros"
     strength: float | str = "channel"  # a number, or "channel": one value each, some of them negative
     bias: bool = True
+    range_dims: str = "filter"
 
     def __str__(self) -> str:
         return self.name
@@ -127,6 +129,7 @@ class Case:
             "groups": self.groups,
             "avg_kernel_size": self.pool,
             "padding_mode": self.padding_mode,
+            "range_dims": self.range_dims,
         }
 
     def call(self, function: Callable[..., Tensor], tensors: Tensors, **more: Any) -> Tensor:
@@ -182,9 +185,26 @@ CASES = [
 BY_NAME = {case.name: case for case in CASES}
 assert len(BY_NAME) == len(CASES)
 
+# The same for range_dims="channel": what differs there are the box maps, their pooling and gradients.
+channel_range = pytest.mark.channel_range
+CHANNEL_BY_NAME = {
+    f"channel_{case.name}": case.but(name=f"channel_{case.name}", range_dims="channel")
+    for case in (
+        *(BY_NAME[name] for name in ("plain", "stem", "wide_filters", "wide_map", "wide_both", "deep", "depthwise")),
+        *(BY_NAME[name] for name in ("depthwise_multiplied", "groups", "groups_wide", "stride", "stride_dilation")),
+        *(BY_NAME[name] for name in ("rectangle", "one_by_one", "one_channel_one_tap", "one_pixel", "pool_beyond_map")),
+        *(BY_NAME[name] for name in ("pool_wide_window", "same_even_dilated", "padding_beyond_kernel", "reflect")),
+        *(BY_NAME[name] for name in ("replicate", "circular", "number_negative", "number_zero", "one_filter")),
+        Case("very_deep", batch=1, in_channels=165, out_channels=3, size=(4, 5), padding=1, pool=3),
+        Case("deep_stride", in_channels=6, out_channels=20, size=(9, 8), stride=(1, 3), dilation=(2, 1), padding=2),
+        Case("few_deep_groups", in_channels=34, groups=2, out_channels=36, size=(5, 18), padding=1, pool=(1, 3)),
+    )
+}
+CHANNEL_CASES = [pytest.param(case, id=name, marks=channel_range) for name, case in CHANNEL_BY_NAME.items()]
+
 
 @st.composite
-def random_cases(draw: st.DrawFn) -> Case:
+def random_cases(draw: st.DrawFn, range_dims: str = "filter") -> Case:
     groups = draw(st.sampled_from([1, 1, 2, 3]))
     kernel = (draw(st.integers(1, 5)), draw(st.integers(1, 5)))
     dilation = (draw(st.integers(1, 3)), draw(st.integers(1, 3)))
@@ -208,6 +228,7 @@ def random_cases(draw: st.DrawFn) -> Case:
         padding_mode=mode,
         strength=draw(st.sampled_from(["channel", 1.0, -0.5])),
         bias=draw(st.booleans()),
+        range_dims=range_dims,
     )
 
 

@@ -13,6 +13,7 @@ from sturdy._load import library_path
 
 OK, EINVAL, ETYPE, EUNSUPPORTED, ENOMEM, ECUDA, EINTERNAL = range(7)
 CPU, CUDA = 1, 2
+CHANNEL_RANGE = 1  # a flag of the options
 CODES = {"float16": (2, 16), "float32": (2, 32), "float64": (2, 64), "int64": (0, 64), "bool": (6, 8)}
 
 

@@ -18,6 +18,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "pooled": {"padding": 1, "avg_kernel_size": 3},
     "pooled wide": {"avg_kernel_size": (3, 9)},
     "grouped": {"groups": 2, "padding": 1, "avg_kernel_size": 3},
+    "channel range": {"stride": 2, "padding": 1, "range_dims": "channel"},
+    "channel range, grouped": {"groups": 2, "padding": 1, "avg_kernel_size": 3, "range_dims": "channel"},
 }
 
 
@@ -45,9 +47,10 @@ def address(array: Any) -> int:
 def reference(input: np.ndarray, weight: np.ndarray, inhibition: Any, bias: Any, options: dict[str, Any]) -> np.ndarray:
     """Two convolutions, from the definition, in float64."""
     x, w = input.astype(np.float64), weight.astype(np.float64)
-    middle = w.min(axis=(1, 2, 3)) + w.max(axis=(1, 2, 3))
+    entries = (2, 3) if options.get("range_dims") == "channel" else (1, 2, 3)
+    middle = w.min(axis=entries, keepdims=True) + w.max(axis=entries, keepdims=True)
     push = _convolve(x, w, options)
-    pull = _average(_convolve(x, middle[:, None, None, None] - w, options), options.get("avg_kernel_size", 0))
+    pull = _average(_convolve(x, middle - w, options), options.get("avg_kernel_size", 0))
     alpha = np.broadcast_to(np.asarray(inhibition, np.float64).reshape(-1), (w.shape[0],))[:, None, None]
     shift = np.zeros(1) if bias is None else bias.astype(np.float64)
     return np.maximum(push, 0) - alpha * np.maximum(pull, 0) + shift[:, None, None]

@@ -395,6 +395,7 @@ REFUSALS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "padding word": ({"padding": "full"}, ValueError, "padding must be a number, 'valid' or 'same', got 'full'"),
     "same stride": ({"padding": "same", "stride": 2}, ValueError, "padding='same' needs a stride of 1"),
     "even window": ({"avg_kernel_size": 2}, ValueError, "avg_kernel_size must be odd"),
+    "range": ({"range_dims": "row"}, ValueError, "range_dims must be 'filter' or 'channel', got 'row'"),
     "groups": ({"groups": 3}, sturdy.ShapeError, "input channels must be divisible by groups, got 4"),
     "no groups": ({"groups": 0}, ValueError, "groups must be at least 1, got 0"),
 }

@@ -14,10 +14,13 @@ from sturdy.functional import push_pull_conv2d
 from support import (
     BY_NAME,
     CASES,
+    CHANNEL_BY_NAME,
+    CHANNEL_CASES,
     DTYPES,
     LAYOUTS,
     Case,
     Tensors,
+    channel_range,
     dtype_id,
     gradient_names,
     gradients,
@@ -42,7 +45,7 @@ def check_gradients(case: Case, tensors: Tensors, grad_out: torch.Tensor, **more
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", [*CASES, *CHANNEL_CASES], ids=str)
 def test_matches_autograd_of_two_convolutions(backend, case, dtype):
     tensors = case.tensors(dtype, backend.device)
     check_gradients(case, tensors, smooth_gradient(case, tensors))
@@ -167,6 +170,84 @@ def test_ties_in_a_strided_weight(backend, layout):
     check_gradients(case, tensors, smooth_gradient(case, tensors))
 
 
+# ---- the range of each input channel ---------------------------------------------------------------------------------
+
+
+@channel_range
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
+@pytest.mark.parametrize("name", ["channel_stem", "channel_groups_wide", "channel_pool_wide_window", "channel_reflect"])
+def test_channel_range_with_the_push_response_computed_again(backend, name, dtype):
+    case = CHANNEL_BY_NAME[name]
+    tensors = case.tensors(dtype, backend.device)
+    check_gradients(case, tensors, smooth_gradient(case, tensors), keep_push=False)
+
+
+@channel_range
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", ["channel_stem", "channel_few_deep_groups"])
+def test_channel_range_with_any_layout(backend, name, layout):
+    case = CHANNEL_BY_NAME[name]
+    tensors = case.tensors(torch.float64, backend.device, layout=layout, weight_layout=layout)
+    shape = tuple(case.call(push_pull_conv2d, tensors).shape)
+    grad_out = with_layout(random(shape, 5, torch.float64, backend.device), layout)
+    check_gradients(case, tensors, grad_out)
+
+
+@channel_range
+@pytest.mark.parametrize("keep_push", [True, False])
+@pytest.mark.parametrize("kind", ["duplicated_extremes", "quantised", "constant"])
+def test_channel_range_shares_among_ties(backend, kind, keep_push):
+    case = Case("ties", out_channels=4, size=(10, 11), padding=1, pool=3, range_dims="channel")
+    drawn = case.tensors(torch.float64, backend.device)
+    weight = tied_weight(kind, backend.device)
+    if kind == "duplicated_extremes":
+        weight[:, 2, 1, :2] = 5.0  # two greatest entries in one slice, one in the others
+    tensors = Tensors(drawn.input, weight, drawn.inhibition, drawn.bias)
+    grad_out = smooth_gradient(case, tensors)
+    assert grad_out.count_nonzero() > grad_out.numel() // 2
+    check_gradients(case, tensors, grad_out, keep_push=keep_push)
+
+
+@channel_range
+def test_tied_entries_of_a_slice_get_equal_shares(backend):
+    # One pixel, y = sum(w x) + sum((m - w) x) = sum over channels of m_c * (sum of x over the slice): 6 x_c for each.
+    slices = [[1.0, 1.0, 3.0, 3.0, 3.0, 2.0], [4.0, 4.0, 4.0, 4.0, 4.0, 4.0]]
+    weight = torch.tensor(slices, dtype=torch.float64, device=backend.device).view(1, 2, 2, 3).requires_grad_()
+    image = torch.tensor([1.0, 2.0], dtype=torch.float64, device=backend.device).view(1, 2, 1, 1).expand(1, 2, 2, 3)
+    push_pull_conv2d(image, weight, -1.0, range_dims="channel").sum().backward()
+    shares = [[6 / 2, 6 / 2, 6 / 3, 6 / 3, 6 / 3, 0], [12 * 2 / 6] * 6]
+    expected = torch.tensor(shares, dtype=torch.float64, device=backend.device)
+    torch.testing.assert_close(weight.grad.view(2, 6), expected, rtol=1e-14, atol=1e-14)
+
+
+@channel_range
+@pytest.mark.parametrize("asked", [(1,), (0,), (2,), (0, 2), (1, 3), (0, 1, 2, 3)], ids=str)
+@pytest.mark.parametrize("name", ["channel_stem", "channel_groups_wide"])
+def test_channel_range_gives_the_same_gradients_whichever_are_wanted(backend, name, asked):
+    case = CHANNEL_BY_NAME[name]
+    tensors = case.tensors(device=backend.device)
+    grad_out = smooth_gradient(case, tensors)
+    everything = gradients(case, push_pull_conv2d, tensors, grad_out)
+    leaves = tensors.map(lambda t: t.detach())
+    for index in asked:
+        leaves.all()[index].requires_grad_()
+    case.call(push_pull_conv2d, leaves).backward(grad_out)
+    for index in asked:
+        assert torch.equal(leaves.all()[index].grad, everything[index])
+
+
+@channel_range
+@given(
+    case=random_cases("channel"),
+    dtype=st.sampled_from([torch.float64, torch.float32]),
+    layout=st.sampled_from(LAYOUTS),
+    keep_push=st.booleans(),
+)
+def test_random_cases_of_channel_range(backend, case, dtype, layout, keep_push):
+    tensors = case.tensors(dtype, backend.device, layout=layout)
+    check_gradients(case, tensors, smooth_gradient(case, tensors), keep_push=keep_push)
+
+
 # ---- finite differences ----------------------------------------------------------------------------------------------
 
 GRADCHECK = [
@@ -178,6 +259,9 @@ GRADCHECK = [
     Case("stride_dilation", size=(8, 7), stride=2, dilation=2, padding=2, out_channels=2, pool=3),
     Case("number", size=(5, 5), strength=0.8, out_channels=2, bias=False),
     Case("reflect", size=(5, 5), padding=2, padding_mode="reflect", out_channels=2, pool=3),
+]
+GRADCHECK_CHANNEL = [
+    pytest.param(case.but(range_dims="channel"), id=f"channel_{case.name}", marks=channel_range) for case in GRADCHECK
 ]
 
 
@@ -194,28 +278,30 @@ def as_function(case: Case, tensors: Tensors, **more):
 
 
 @pytest.mark.parametrize("keep_push", [True, False])
-@pytest.mark.parametrize("case", GRADCHECK, ids=str)
+@pytest.mark.parametrize("case", [*GRADCHECK, *GRADCHECK_CHANNEL], ids=str)
 def test_gradcheck(backend, case, keep_push):
     leaves = case.tensors(torch.float64, backend.device).leaves()
     assert torch.autograd.gradcheck(as_function(case, leaves, keep_push=keep_push), leaves.all(), fast_mode=True)
 
 
 @pytest.mark.parametrize("backend", [pytest.param("cpu", marks=pytest.mark.cpu)], indirect=True)
-@pytest.mark.parametrize("case", GRADCHECK[:4], ids=str)
+@pytest.mark.parametrize("case", [*GRADCHECK[:4], *GRADCHECK_CHANNEL[:4]], ids=str)
 def test_gradcheck_entry_by_entry(backend, case):
     leaves = case.but(batch=1).tensors(torch.float64).leaves()
     assert torch.autograd.gradcheck(as_function(case, leaves), leaves.all())
 
 
-@pytest.mark.parametrize("case", GRADCHECK, ids=str)
+@pytest.mark.parametrize("case", [*GRADCHECK, *GRADCHECK_CHANNEL], ids=str)
 def test_gradgradcheck(backend, case):
     leaves = case.tensors(torch.float64, backend.device).leaves()
     assert torch.autograd.gradgradcheck(as_function(case, leaves), leaves.all(), fast_mode=True)
 
 
-@pytest.mark.parametrize("name", ["stem", "groups", "pool_beyond_map"])
+@pytest.mark.parametrize(
+    "name", ["stem", "groups", "pool_beyond_map", pytest.param("channel_groups", marks=channel_range)]
+)
 def test_gradient_penalty_matches_reference(backend, name):
-    case = BY_NAME[name]
+    case = {**BY_NAME, **CHANNEL_BY_NAME}[name]
 
     def penalty_gradients(function) -> tuple[torch.Tensor, ...]:
         leaves = case.tensors(torch.float64, backend.device).leaves()

@@ -15,7 +15,7 @@ from reference import pushpull as reference
 from reference.pushpull import assert_close_to_reference
 from sturdy.functional import push_pull_conv2d
 from sturdy.nn import PushPullConv2d
-from support import BY_NAME, Tensors, dtype_id, random
+from support import BY_NAME, CHANNEL_BY_NAME, Tensors, channel_range, dtype_id, random
 
 HALVES = [torch.bfloat16, torch.float16]
 
@@ -41,6 +41,12 @@ SAMPLES = {
     "one_channel": dict(channels=1, format=torch.channels_last),
     "no_images": dict(vectors=True, batch=0),
 }
+CHANNEL_SAMPLES = {
+    "channel_range": dict(channel_range=True, vectors=True, pool=[3, 3], padding=[1, 1, 1, 1]),
+    "channel_range_groups": dict(channel_range=True, groups=2, channels=4, dtype=torch.float64, keep_push=False),
+}
+EVERY_SAMPLE = [*SAMPLES.values(), *(pytest.param(s, marks=channel_range) for s in CHANNEL_SAMPLES.values())]
+every_sample = pytest.mark.parametrize("sample", EVERY_SAMPLE, ids=[*SAMPLES, *CHANNEL_SAMPLES])
 
 
 def forward_args(device: str, **sample) -> tuple:
@@ -70,25 +76,25 @@ def forward_args(device: str, **sample) -> tuple:
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # opcheck's own doing
-@pytest.mark.parametrize("sample", SAMPLES)
+@every_sample
 def test_opcheck_forward(backend, sample):
-    torch.library.opcheck(backend.op("push_pull_conv2d"), forward_args(backend.device, **SAMPLES[sample]))
+    torch.library.opcheck(backend.op("push_pull_conv2d"), forward_args(backend.device, **sample))
 
 
 @pytest.mark.parametrize("wanted", [(True, True, True, True), (False, True, False, True)], ids=["all", "some"])
-@pytest.mark.parametrize("sample", SAMPLES)
+@every_sample
 def test_opcheck_backward(backend, sample, wanted):
-    input, weight, inhibition, strength, bias, *options, keep_push = forward_args(backend.device, **SAMPLES[sample])
+    input, weight, inhibition, strength, bias, *options, keep_push = forward_args(backend.device, **sample)
     out, push = backend.op("push_pull_conv2d")(input, weight, inhibition, strength, bias, *options, keep_push)
     args = (torch.ones_like(out), input, weight, inhibition, strength, push if keep_push else None, *options, *wanted)
     args = tuple(arg.detach() if isinstance(arg, torch.Tensor) else arg for arg in args)
     torch.library.opcheck(backend.op("push_pull_conv2d_backward"), args)
 
 
-@pytest.mark.parametrize("sample", SAMPLES)
+@every_sample
 def test_fake_outputs_match_real_ones(backend, sample):
     # opcheck compares sizes and dtypes of what it runs; strides and empty extras are compared here one by one.
-    args = forward_args(backend.device, **SAMPLES[sample])
+    args = forward_args(backend.device, **sample)
     args = tuple(arg.detach() if isinstance(arg, torch.Tensor) else arg for arg in args)
     real = backend.op("push_pull_conv2d")(*args)
     mode = torch._subclasses.FakeTensorMode()
@@ -129,9 +135,15 @@ def test_compile_with_dynamic_batch_and_size(backend):
     assert counter.frame_count <= 2, "more than one recompilation"
 
 
-@pytest.mark.parametrize("name", ["stem", "groups", "reflect", "number_negative", "same_even"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("stem", "groups", "reflect", "number_negative", "same_even"),
+        *(pytest.param(name, marks=channel_range) for name in ("channel_stem", "channel_groups")),
+    ],
+)
 def test_compiles_to_one_graph(backend, name):
-    case = BY_NAME[name]
+    case = {**BY_NAME, **CHANNEL_BY_NAME}[name]
     leaves = case.tensors(device=backend.device, layout="channels_last").leaves()
     counter = CompileCounterWithBackend("aot_eager")
 
@@ -215,9 +227,10 @@ def test_export_keeps_the_op(backend, tmp_path):
 # ---- autocast --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("name", ["stem", pytest.param("channel_stem", marks=channel_range)])
 @pytest.mark.parametrize("dtype", HALVES, ids=dtype_id)
-def test_autocast(backend, dtype):
-    case = BY_NAME["stem"]
+def test_autocast(backend, dtype, name):
+    case = {**BY_NAME, **CHANNEL_BY_NAME}[name]
     leaves = case.tensors(device=backend.device).leaves()
     with torch.autocast(backend.device, dtype=dtype):
         out = case.call(push_pull_conv2d, leaves)
@@ -272,9 +285,9 @@ def test_training_with_a_gradient_scaler(backend, dtype):
 
 
 @pytest.mark.parametrize("dim", [0, 2])
-@pytest.mark.parametrize("name", ["plain", "groups"])
+@pytest.mark.parametrize("name", ["plain", "groups", pytest.param("channel_plain", marks=channel_range)])
 def test_vmap_over_the_input(backend, name, dim):
-    case = BY_NAME[name]
+    case = {**BY_NAME, **CHANNEL_BY_NAME}[name]
     tensors = case.tensors(torch.float64, backend.device)
     stacked = torch.stack([tensors.input, 2 * tensors.input, -tensors.input], dim=dim)
 
@@ -303,9 +316,10 @@ def test_vmap_over_parameters(backend, mapped):
         torch.testing.assert_close(found[index], one(*given), rtol=1e-13, atol=1e-13)
 
 
+@pytest.mark.parametrize("name", ["groups", pytest.param("channel_groups", marks=channel_range)])
 @pytest.mark.parametrize("keep_push", [True, False])
-def test_several_gradients_at_once(backend, keep_push):
-    case = BY_NAME["groups"]
+def test_several_gradients_at_once(backend, keep_push, name):
+    case = {**BY_NAME, **CHANNEL_BY_NAME}[name]
     leaves = case.tensors(torch.float64, backend.device).leaves()
     out = case.call(push_pull_conv2d, leaves, keep_push=keep_push)
     stacked = torch.stack([random(tuple(out.shape), seed, torch.float64, backend.device) for seed in (7, 8, 9)])

@@ -11,7 +11,21 @@ from hypothesis import strategies as st
 from reference import pushpull as reference
 from reference.pushpull import assert_close_to_reference
 from sturdy.functional import push_pull_conv2d
-from support import BY_NAME, CASES, DTYPES, LAYOUTS, Case, Tensors, dtype_id, random, random_cases, with_layout
+from support import (
+    BY_NAME,
+    CASES,
+    CHANNEL_BY_NAME,
+    CHANNEL_CASES,
+    DTYPES,
+    LAYOUTS,
+    Case,
+    Tensors,
+    channel_range,
+    dtype_id,
+    random,
+    random_cases,
+    with_layout,
+)
 from support import uninitialized_memory_is_nan as poisoned
 
 
@@ -24,7 +38,7 @@ def check_values(case: Case, tensors: Tensors) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", [*CASES, *CHANNEL_CASES], ids=str)
 def test_matches_two_convolutions(backend, case, dtype):
     check_values(case, case.tensors(dtype, backend.device))
 
@@ -241,11 +255,85 @@ def test_nan_in_a_filter_stays_in_its_channel(backend, name, dtype):
         assert torch.equal(out[:, others], clean[:, others])
 
 
+# ---- the range of each input channel ---------------------------------------------------------------------------------
+
+
+@channel_range
+@pytest.mark.parametrize("weight_layout", ["contiguous", "transposed", "sliced", "channels_last"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", ["channel_stem", "channel_groups", "channel_reflect"])
+def test_channel_range_of_any_strides(backend, name, layout, weight_layout):
+    case = CHANNEL_BY_NAME[name]
+    tensors = case.tensors(torch.float32, backend.device, layout=layout, weight_layout=weight_layout)
+    out = check_values(case, tensors)
+    format = torch.channels_last if layout == "channels_last" else torch.contiguous_format
+    assert out.is_contiguous(memory_format=format)
+
+
+@channel_range
+def test_channel_range_on_a_flat_image(backend):
+    # Each channel has a value of its own, so that a sum over the wrong channels shows.
+    values = torch.tensor([0.75, -0.5, 2.0], dtype=torch.float64, device=backend.device)
+    weight = random((6, 3, 3, 5), 2, torch.float64, backend.device)
+    image = values.view(1, 3, 1, 1).expand(1, 3, 11, 12)
+    middle = weight.amin(dim=(2, 3)) + weight.amax(dim=(2, 3))
+    push = weight.sum(dim=(2, 3)) @ values
+    pull = 15 * middle @ values - push
+    expected = (push.relu() - 0.9 * pull.relu()).view(1, -1, 1, 1).expand(1, 6, 9, 8)
+    for pool in (0, 3, (7, 1)):
+        out = push_pull_conv2d(image, weight, 0.9, avg_kernel_size=pool, range_dims="channel")
+        torch.testing.assert_close(out, expected, rtol=1e-13, atol=1e-13)
+
+
+@channel_range
+def test_channel_range_of_one_tap_pulls_as_it_pushes(backend):
+    image, weight = random((2, 5, 6, 7), 1, torch.float64, backend.device), random((4, 5, 1, 1), 2, torch.float64)
+    weight = weight.to(backend.device)
+    expected = (1 - 0.4) * F.conv2d(image, weight).relu()
+    torch.testing.assert_close(push_pull_conv2d(image, weight, 0.4, range_dims="channel"), expected)
+
+
+@channel_range
+def test_ranges_agree_for_one_channel_and_differ_for_more(backend):
+    for name, same in (("depthwise_multiplied", True), ("plain", False)):
+        case = BY_NAME[name].but(strength=1.0)
+        tensors = case.tensors(torch.float64, backend.device)
+        by_filter, by_channel = (case.call(push_pull_conv2d, tensors, range_dims=r) for r in ("filter", "channel"))
+        assert torch.allclose(by_filter, by_channel, rtol=1e-12, atol=1e-12) == same
+
+
+@channel_range
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
+def test_nan_in_a_channel_of_a_filter_stays_in_its_output(backend, dtype):
+    case = CHANNEL_BY_NAME["channel_stem"]
+    tensors = case.tensors(dtype, backend.device)
+    clean = case.call(push_pull_conv2d, tensors)
+    weight = tensors.weight.clone()
+    weight[4, 1, 0, 0] = float("nan")
+    out = case.call(push_pull_conv2d, Tensors(tensors.input, weight, tensors.inhibition, tensors.bias))
+    assert out[:, 4].isnan().all()
+    others = [channel for channel in range(case.out_channels) if channel != 4]
+    assert torch.equal(out[:, others], clean[:, others])
+
+
+@channel_range
+@given(
+    case=random_cases("channel"),
+    dtype=st.sampled_from(DTYPES),
+    layout=st.sampled_from(LAYOUTS),
+    weight_layout=st.sampled_from(LAYOUTS),
+)
+def test_random_cases_of_channel_range(backend, case, dtype, layout, weight_layout):
+    tensors = case.tensors(dtype, backend.device, layout=layout, weight_layout=weight_layout)
+    with poisoned():
+        check_values(case, tensors)
+
+
 # ---- memory, order, threads ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("keep_push", [True, False])
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", [*CASES, *CHANNEL_CASES], ids=str)
 def test_every_output_is_written(backend, case, keep_push):
     tensors = case.tensors(device=backend.device)
     expected = case.call(reference.push_pull_conv2d, tensors)
@@ -275,9 +363,12 @@ def test_repeats_bitwise(backend, name, dtype):
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-@pytest.mark.parametrize("name", ["stem", "groups", "wide_both", "pool_wide_window"])
+@pytest.mark.parametrize(
+    "name",
+    ["stem", "groups", "wide_both", "pool_wide_window", pytest.param("channel_few_deep_groups", marks=channel_range)],
+)
 def test_an_image_does_not_depend_on_its_batch(backend, name, layout):
-    case = BY_NAME[name].but(batch=5)
+    case = {**BY_NAME, **CHANNEL_BY_NAME}[name].but(batch=5)
     leaves = case.tensors(device=backend.device, layout=layout).leaves()
     out = case.call(push_pull_conv2d, leaves)
     grad_out = random(tuple(out.shape), 7, device=backend.device)
@@ -299,6 +390,8 @@ def test_an_image_does_not_depend_on_its_batch(backend, name, layout):
         Case("one_image", batch=1, size=(50, 50), padding=1, out_channels=70, pool=5),
         Case("many_small", batch=37, size=(10, 10), padding=1, out_channels=16),
         Case("groups", batch=2, in_channels=8, groups=4, size=(40, 40), padding=1, out_channels=16, pool=3),
+        CHANNEL_BY_NAME["channel_stem"].but(size=(64, 70), out_channels=48),
+        CHANNEL_BY_NAME["channel_groups"].but(size=(40, 40), out_channels=80, batch=1),
     ],
     ids=str,
 )

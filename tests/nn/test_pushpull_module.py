@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import nn
 
+import sturdy
 from reference import pushpull as reference
 from sturdy.functional import push_pull_conv2d
 from sturdy.nn import PushPullConv2d
-from support import random
+from support import channel_range, random
 
 
 @pytest.fixture(autouse=True)
@@ -42,6 +43,7 @@ def test_signature_begins_as_that_of_conv2d():
         dict(padding=2, padding_mode="reflect", avg_kernel_size=None, inhibition=-1),
         dict(padding=(1, 2), padding_mode="circular", keep_push=False),
         dict(padding=1, padding_mode="replicate", dtype=torch.float64),
+        pytest.param(dict(groups=2, padding=1, avg_kernel_size=3, range_dims="channel"), marks=channel_range),
     ],
     ids=str,
 )
@@ -152,6 +154,35 @@ def test_pull_weight_gives_the_pull_response():
     torch.testing.assert_close(layer(image), push.relu() - pull.relu(), rtol=1e-12, atol=1e-12)
 
 
+def test_pull_weight_of_channel_range():
+    layer = PushPullConv2d(4, 6, (3, 5), groups=2, bias=False, range_dims="channel", dtype=torch.float64)
+    weight, pull = layer.weight, layer.pull_weight
+    torch.testing.assert_close(pull, reference.pull_kernel(weight, "channel"), rtol=1e-15, atol=1e-15)
+    assert not torch.allclose(pull, PushPullConv2d.from_conv(plain_twin(layer)).pull_weight)
+    image = random((2, 4, 9, 9), 1, torch.float64)
+    responses = (torch.nn.functional.conv2d(image, kernel, groups=2).relu() for kernel in (weight, pull))
+    push, inhibited = responses
+    torch.testing.assert_close(layer(image), push - inhibited, rtol=1e-12, atol=1e-12)
+
+
+def plain_twin(layer: PushPullConv2d) -> nn.Conv2d:
+    plain = nn.Conv2d(
+        layer.in_channels, layer.out_channels, layer.kernel_size, groups=layer.groups, bias=False, dtype=torch.float64
+    )
+    plain.load_state_dict(layer.state_dict())
+    return plain
+
+
+def test_conversion_with_channel_range():
+    conv = nn.Conv2d(3, 8, 3, padding=1)
+    image = random((2, 3, 8, 8), 1)
+    wanted = push_pull_conv2d(image, conv.weight, 1.0, conv.bias, padding=1, range_dims="channel")
+    model = sturdy.convert_first_conv(nn.Sequential(conv, nn.ReLU()), range_dims="channel")
+    for layer in (PushPullConv2d.from_conv(conv, range_dims="channel"), model[0]):
+        assert layer.range_dims == "channel"
+        assert torch.equal(layer(image), wanted)
+
+
 def test_extra_repr():
     plain = nn.Conv2d(3, 8, 7, stride=2, padding=3, bias=False)
     layer = PushPullConv2d(3, 8, 7, stride=2, padding=3, bias=False, avg_kernel_size=5, inhibition=0.5)
@@ -159,6 +190,7 @@ def test_extra_repr():
     trainable = repr(PushPullConv2d(3, 8, 3, trainable_inhibition=True, keep_push=False))
     assert "trainable_inhibition=True" in trainable
     assert "keep_push=False" in trainable
+    assert repr(PushPullConv2d(3, 8, 3, range_dims="channel")).endswith("inhibition=1, range_dims='channel')")
 
 
 @pytest.mark.parametrize(

@@ -14,10 +14,16 @@ def pair(value: int | tuple[int, int]) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else (value[0], value[1])
 
 
-def pull_kernel(weight: Tensor) -> Tensor:
-    """Each filter mirrored about the middle of its own range. amin and amax share a gradient evenly among ties."""
-    low = weight.amin(dim=(1, 2, 3), keepdim=True)
-    high = weight.amax(dim=(1, 2, 3), keepdim=True)
+RANGE_DIMS = {"filter": (1, 2, 3), "channel": (2, 3)}
+
+
+def pull_kernel(weight: Tensor, range_dims: str = "filter") -> Tensor:
+    """Each filter, or each channel of one, mirrored about the middle of its own range.
+
+    amin and amax share a gradient evenly among ties.
+    """
+    low = weight.amin(dim=RANGE_DIMS[range_dims], keepdim=True)
+    high = weight.amax(dim=RANGE_DIMS[range_dims], keepdim=True)
     return -weight + low + high
 
 
@@ -43,12 +49,20 @@ def average(map: Tensor, size) -> Tensor:
 
 
 def responses(
-    input: Tensor, weight: Tensor, stride=1, padding=0, dilation=1, groups=1, avg_kernel_size=0, padding_mode="zeros"
+    input: Tensor,
+    weight: Tensor,
+    stride=1,
+    padding=0,
+    dilation=1,
+    groups=1,
+    avg_kernel_size=0,
+    padding_mode="zeros",
+    range_dims="filter",
 ) -> tuple[Tensor, Tensor]:
     """Push and averaged pull response, both before rectification."""
     padded = pad(input, padding, weight.shape[2:], dilation, padding_mode)
     push = F.conv2d(padded, weight, None, stride, 0, dilation, groups)
-    pull = F.conv2d(padded, pull_kernel(weight), None, stride, 0, dilation, groups)
+    pull = F.conv2d(padded, pull_kernel(weight, range_dims), None, stride, 0, dilation, groups)
     return push, average(pull, avg_kernel_size)
 
 
@@ -64,8 +78,9 @@ def push_pull_conv2d(
     *,
     avg_kernel_size=0,
     padding_mode: str = "zeros",
+    range_dims: str = "filter",
 ) -> Tensor:
-    push, pull = responses(input, weight, stride, padding, dilation, groups, avg_kernel_size, padding_mode)
+    push, pull = responses(input, weight, stride, padding, dilation, groups, avg_kernel_size, padding_mode, range_dims)
     if isinstance(inhibition, Tensor):
         inhibition = inhibition.reshape(-1, 1, 1).to(push.dtype)
     out = torch.relu(push) - inhibition * torch.relu(pull)
@@ -83,6 +98,7 @@ def sums_of_magnitudes(
     groups=1,
     avg_kernel_size=0,
     padding_mode: str = "zeros",
+    range_dims: str = "filter",
 ) -> dict[str, float]:
     """For each gradient the largest sum of its terms' magnitudes: what the rounding errors of any summation scale with.
 
@@ -95,8 +111,8 @@ def sums_of_magnitudes(
     leaves = [t.requires_grad_() for t in (x, w, alpha)]
     padded = pad(x, padding, weight.shape[2:], dilation, padding_mode)
     push = F.conv2d(padded, w, None, stride, 0, dilation, groups)
-    box = F.conv2d(padded, torch.ones_like(w), None, stride, 0, dilation, groups)
-    pull = average(2 * w.amax(dim=(1, 2, 3)).reshape(-1, 1, 1) * box + push, avg_kernel_size)
+    constant = 2 * w.amax(dim=RANGE_DIMS[range_dims], keepdim=True).expand(w.shape)
+    pull = average(F.conv2d(padded, constant, None, stride, 0, dilation, groups) + push, avg_kernel_size)
     found = torch.autograd.grad((g * (push + alpha * pull)).sum(), leaves)
     largest = [grad.amax().item() if grad.numel() else 0.0 for grad in (*found, g.sum(dim=(0, 2, 3)))]
     return dict(zip(("input", "weight", "inhibition", "bias"), largest, strict=True))

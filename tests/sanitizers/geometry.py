@@ -31,6 +31,8 @@ OPTIONS = [
     {"padding": (0, 4), "stride": (3, 1), "dilation": (1, 2)},
     {"padding": 4, "stride": (1, 5), "dilation": (2, 3), "avg_kernel_size": (1, 7)},
     {"padding": "same", "avg_kernel_size": (9, 1)},
+    {"padding": (3, 2), "stride": (2, 1), "avg_kernel_size": 3, "range_dims": "channel"},
+    {"padding": 4, "stride": (1, 3), "dilation": (2, 3), "range_dims": "channel"},
 ]
 LAYOUTS = ["contiguous", "channels-last", "reversed", "every second", "expanded"]
 
