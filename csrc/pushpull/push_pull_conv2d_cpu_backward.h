@@ -544,14 +544,14 @@ static void grad_input(const PushPullPlan& plan, const GradInputPlan& grad, cons
     const T* gradient = static_cast<const T*>(grad.gradient) + (image * g.groups + group) * grad.image_pitch +
                         grad.margin_left + grad.first_cell;
     const int64_t last = least(grad.cell_rows, (band + 1) * grad.band_rows);
-    const T* ranges = static_cast<const T*>(grad.ranges) + unit * plan.out_group * grad.panel;
     spread.next = grad.first_cell_row + band * grad.band_rows - grad.margin_top;
     for (int64_t i = band * grad.band_rows; i < last; i++) {
       const int64_t cell_row = grad.first_cell_row + i;
       const T* from = gradient + (grad.margin_top + cell_row) * grad.row_pitch;
       for (; g.channel_range && spread.next <= cell_row; spread.next++) {
-        conv(gradient + (grad.margin_top + spread.next) * grad.row_pitch - grad.margin_left, grad.pull_offsets,
-             plan.out_group, ranges, spread.columns, spread.row(spread.next), grad.panel);
+        const T* pulled = gradient + (grad.margin_top + spread.next) * grad.row_pitch - grad.margin_left;
+        const T* ranges = static_cast<const T*>(grad.ranges) + unit * plan.out_group * grad.panel;
+        conv(pulled, grad.pull_offsets, plan.out_group, ranges, spread.columns, spread.row(spread.next), grad.panel);
       }
       for (int64_t phase = 0; phase < grad.phases; phase++) {
         const int64_t tap = grad.phase_begin[phase];

@@ -108,25 +108,25 @@ def test_version_and_build_info(library: ctypes.CDLL) -> None:
 # ---- values ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("flags", [0, CHANNEL_RANGE])
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
-def test_values_equal_the_numpy_module(library: ctypes.CDLL, dtype: str) -> None:
+def test_values_equal_the_numpy_module(library: ctypes.CDLL, dtype: str, flags: int) -> None:
     from sturdy.numpy import push_pull_conv2d, push_pull_conv2d_backward
 
     call = Call(dtype)
-    call.options = options(pool=(3, 3))
+    call.options = options(pool=(3, 3), flags=flags)
+    more = {"avg_kernel_size": 3, "range_dims": "channel" if flags else "filter"}
     assert call.infer(library) == OK
     assert call.forward(library) == OK, message(library)
     a = call.arrays
-    out = push_pull_conv2d(a["input"], a["weight"], a["inhibition"], a["bias"], avg_kernel_size=3)
+    out = push_pull_conv2d(a["input"], a["weight"], a["inhibition"], a["bias"], **more)
     np.testing.assert_array_equal(a["out"], out)
     vectors = np.float64 if dtype == "float64" else np.float32
     for name in ("grad_inhibition", "grad_bias"):
         a[name] = np.full(6, np.nan, vectors)
         call.views[name] = view(a[name])
     assert call.backward(library) == OK, message(library)
-    grads = push_pull_conv2d_backward(
-        a["grad_out"], a["input"], a["weight"], a["inhibition"], avg_kernel_size=3, push=a["push"]
-    )
+    grads = push_pull_conv2d_backward(a["grad_out"], a["input"], a["weight"], a["inhibition"], **more, push=a["push"])
     for name, grad in grads._asdict().items():
         np.testing.assert_array_equal(a[f"grad_{name}"], grad, err_msg=name)
 
