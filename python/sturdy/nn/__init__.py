@@ -2,5 +2,7 @@
 
 from sturdy.nn.convert import convert_first_conv
 from sturdy.nn.pushpull import PushPullConv2d
+from sturdy.nn.pushpull2020 import PushPull2020Conv2d
+from sturdy.nn.surround import SurroundSuppressionConv2d
 
-__all__ = ["PushPullConv2d", "convert_first_conv"]
+__all__ = ["PushPull2020Conv2d", "PushPullConv2d", "SurroundSuppressionConv2d", "convert_first_conv"]
