@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from sturdy import _options
 from sturdy.functional import push_pull_conv2d
+from sturdy.nn._from_conv import from_conv
+from sturdy.nn.conv_pair import PushPullConvPair
 
 
 class PushPullConv2d(nn.Conv2d):
@@ -124,25 +126,11 @@ class PushPullConv2d(nn.Conv2d):
         Raises:
             TypeError: ``conv`` is of another class, or its parameters are not there yet (a lazy module).
         """
-        if type(conv) is not nn.Conv2d:
-            raise TypeError(f"PushPullConv2d.from_conv: needs an nn.Conv2d itself, got {type(conv).__name__}")
-        names = (
-            "in_channels",
-            "out_channels",
-            "kernel_size",
-            "stride",
-            "padding",
-            "dilation",
-            "groups",
-            "padding_mode",
-        )
-        same: dict[str, Any] = {name: getattr(conv, name) for name in names}
-        where: dict[str, Any] = {"device": conv.weight.device, "dtype": conv.weight.dtype}
-        layer = cls(**same, bias=conv.bias is not None, **where, **options)
-        layer.weight = conv.weight
-        layer.bias = conv.bias
-        layer.train(conv.training)
-        return layer
+        return from_conv(cls, conv, options)
+
+    def to_conv_pair(self) -> PushPullConvPair:
+        """The same layer on the same parameters as two ordinary convolutions, for export or debugging."""
+        return PushPullConvPair(self)
 
     def extra_repr(self) -> str:
         """The options, after those of ``nn.Conv2d``."""
