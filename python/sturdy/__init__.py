@@ -15,15 +15,18 @@ if TYPE_CHECKING:
     from sturdy._info import build_info
     from sturdy._load import load_library
     from sturdy._threads import get_num_threads, set_num_threads
-    from sturdy.nn.convert import convert_first_conv
+    from sturdy.nn.checkpoints import load_pushpull_state_dict
+    from sturdy.nn.convert import convert_first_conv, convert_layers
 
 __all__ = [
     "ShapeError",
     "__version__",
     "build_info",
     "convert_first_conv",
+    "convert_layers",
     "get_num_threads",
     "load_library",
+    "load_pushpull_state_dict",
     "set_num_threads",
 ]
 
@@ -31,11 +34,13 @@ _HOME = {
     "ShapeError": "sturdy._errors",
     "build_info": "sturdy._info",
     "convert_first_conv": "sturdy.nn.convert",
+    "convert_layers": "sturdy.nn.convert",
     "get_num_threads": "sturdy._threads",
     "load_library": "sturdy._load",
+    "load_pushpull_state_dict": "sturdy.nn.checkpoints",
     "set_num_threads": "sturdy._threads",
 }
-_SUBMODULES = ("functional", "nn", "numpy", "recipes")
+_SUBMODULES = ("analysis", "functional", "nn", "numpy", "recipes")
 
 
 def __getattr__(name: str) -> Any:

@@ -1,8 +1,16 @@
 """Drop-in modules on top of :mod:`sturdy.functional`."""
 
-from sturdy.nn.convert import convert_first_conv
+from sturdy.nn.checkpoints import load_pushpull_state_dict
+from sturdy.nn.convert import convert_first_conv, convert_layers
 from sturdy.nn.pushpull import PushPullConv2d
 from sturdy.nn.pushpull2020 import PushPull2020Conv2d
 from sturdy.nn.surround import SurroundSuppressionConv2d
 
-__all__ = ["PushPull2020Conv2d", "PushPullConv2d", "SurroundSuppressionConv2d", "convert_first_conv"]
+__all__ = [
+    "PushPull2020Conv2d",
+    "PushPullConv2d",
+    "SurroundSuppressionConv2d",
+    "convert_first_conv",
+    "convert_layers",
+    "load_pushpull_state_dict",
+]
