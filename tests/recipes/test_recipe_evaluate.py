@@ -18,7 +18,6 @@ from recipe_support import Result, assert_one_line_error, make_images, tiny
 
 from sturdy.recipes import plots
 from sturdy.recipes.corruption import NAMES, corrupt
-from sturdy.recipes.evaluate import mean_corruption_error
 from sturdy.recipes.models import build_model
 from sturdy.recipes.presets import resolve
 
@@ -222,7 +221,3 @@ def test_filter_picture_shows_the_kernels(tmp_path: Path) -> None:
     wide = [run for run in runs_of_black if len(run) > 40]
     # Black left half of push, black right half of pull; between them the white halves.
     assert len(wide) == 2 and wide[1][0] - wide[0][-1] > len(wide[0])
-
-
-def test_mean_corruption_error() -> None:
-    assert mean_corruption_error({"a": [1.0, 0.5], "b": [0.0, 0.0]}) == pytest.approx((0.25 + 1.0) / 2)

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
+from sturdy.analysis import mean_corruption_error
 from sturdy.recipes import corruption, plots
 from sturdy.recipes.checkpoint import find_checkpoint, load_weights
 from sturdy.recipes.data import DataSet, load_data, without_training_images
@@ -152,17 +153,8 @@ def _accuracies(
 
     clean = accuracy(None, 0)
     by_name = {name: [accuracy(name, severity) for severity in corruption.SEVERITIES] for name in names}
-    return {"clean_accuracy": clean, "accuracy": by_name, "mCE": mean_corruption_error(by_name)}
-
-
-def mean_corruption_error(accuracy: dict[str, list[float]]) -> float:
-    """MCE in the convention of the CIFAR-C papers and of PushPull-Net: the plain mean of the errors, in [0, 1].
-
-    Args:
-        accuracy: Per corruption the accuracies by severity, in [0, 1].
-    """
-    errors = [1.0 - sum(values) / len(values) for values in accuracy.values()]
-    return sum(errors) / len(errors)
+    errors = {name: [1.0 - value for value in values] for name, values in by_name.items()}
+    return {"clean_accuracy": clean, "accuracy": by_name, "mCE": mean_corruption_error(errors)}
 
 
 def _write(folder: RunFolder, report: dict[str, Any], models: dict[str, nn.Module]) -> None:
