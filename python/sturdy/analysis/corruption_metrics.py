@@ -1,7 +1,7 @@
 """One number for the errors of a classifier under many corruptions.
 
-Two of them go by the name mCE and must not be compared. That of the CIFAR-C papers and of PushPull-Net is a plain mean of
-errors (:func:`mean_corruption_error`); that of the ImageNet-C leaderboards divides the errors of each corruption by
+Two of them go by the name mCE and must not be compared. That of the CIFAR-C papers and of PushPull-Net is a plain mean
+of errors (:func:`mean_corruption_error`); that of the ImageNet-C leaderboards divides the errors of each corruption by
 AlexNet's (:func:`normalized_mean_corruption_error`).
 
 Everywhere an error is a fraction in [0, 1], of top-1 answers that are wrong; a corruption has one for each severity, or
