@@ -133,6 +133,22 @@ def test_torchvision_file(tmp_path):
     assert torch.equal(model.conv1.weight, stock.conv1.weight)
 
 
+def test_pushpull_net_into_a_torchvision_resnet(tmp_path):
+    models = pytest.importorskip("torchvision.models", reason="torchvision is not installed")
+    theirs = models.resnet18(weights=None, num_classes=10)
+    theirs.conv1 = TheirPushPull(False, 3, 64, 7)
+    for name, alias in (("bn1", "bn"), ("fc", "classifier")):
+        theirs.add_module(alias, getattr(theirs, name))
+        delattr(theirs, name)
+    path = lightning_file(tmp_path / "last.ckpt", theirs, avg_kernel_size=3, pull_inhibition_strength=1)
+    model = models.resnet18(weights=None, num_classes=10)
+    model.conv1 = PushPullConv2d(3, 64, 7, stride=2, padding=3)
+    assert load_pushpull_state_dict(model, path, rename=PUSHPULL_NET_RESNET) == ([], [])
+    assert torch.equal(model.fc.weight, theirs.classifier.weight)
+    assert torch.equal(model.conv1.weight, theirs.conv1.push_conv.weight)
+    assert torch.equal(model.layer3[0].bn1.running_var, theirs.layer3[0].bn1.running_var)
+
+
 @pytest.mark.parametrize("avg_kernel_size", [0, 3, [3, 5]])
 @pytest.mark.parametrize("trainable", [False, True])
 def test_pushpull_net(tmp_path, trainable, avg_kernel_size):
