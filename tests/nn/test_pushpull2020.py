@@ -83,7 +83,7 @@ def test_gradcheck(name):
         return push_pull_2020_conv2d(input, weight, inhibition, bias, **options)
 
     assert torch.autograd.gradcheck(run, leaves)
-    assert torch.autograd.gradgradcheck(run, leaves, atol=1e-4)
+    assert torch.autograd.gradgradcheck(run, leaves, fast_mode=True)
 
 
 @pytest.mark.parametrize(
@@ -317,3 +317,38 @@ def test_compiles_to_one_graph(options):
         ):
             torch.testing.assert_close(got, grad)
     torch._dynamo.reset()
+
+
+def test_compiled_autocast_region():
+    torch._dynamo.reset()
+    layer = PushPull2020Conv2d(3, 4, 3, padding=1)
+
+    def model(image: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return layer(image)
+
+    image = random((2, 3, 8, 8), 1)
+    out = torch.compile(model, fullgraph=True, backend="aot_eager")(image)
+    assert out.dtype == torch.bfloat16
+    assert torch.equal(out, model(image))
+    torch._dynamo.reset()
+
+
+def test_enlarged_kernel_is_rounded_once_under_autocast():
+    weight = random((4, 3, 3, 3), 2)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = enlarge_kernel(weight, (7, 7))
+    assert found.dtype == torch.float32
+    assert torch.equal(found, enlarge_kernel(weight, (7, 7)))
+
+
+def test_exports_to_plain_operations():
+    layer = PushPull2020Conv2d(3, 4, 3, padding=1, trainable_inhibition=True).eval()
+    image = random((2, 3, 8, 8), 1)
+    batch = torch.export.Dim("batch", min=1, max=64)
+    program = torch.export.export(layer, (image,), dynamic_shapes=({0: batch},))
+    used = [node.target for node in program.graph.nodes if node.op == "call_function"]
+    assert used and all(isinstance(target, torch._ops.OpOverload) for target in used)
+    for size in (2, 5):
+        image = random((size, 3, 8, 8), size)
+        torch.testing.assert_close(program.module()(image), layer(image))

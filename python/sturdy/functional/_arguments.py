@@ -27,7 +27,7 @@ def check_conv(op: str, input: Tensor, weight: Tensor, bias: Tensor | None, grou
     for name, tensor in (("input", input), ("weight", weight)):
         if not tensor.is_floating_point():
             raise TypeError(f"{op}: {name} must be floating point, got {tensor.dtype}")
-    if input.dtype != weight.dtype and not _autocast_enabled(input.device.type):
+    if input.dtype != weight.dtype and not autocast_enabled(input.device.type):
         raise TypeError(f"{op}: weight must have the dtype of input, {input.dtype}, got {weight.dtype}")
     channels = input.shape[-3]
     if channels != weight.shape[1] * groups:
@@ -41,7 +41,8 @@ def check_conv(op: str, input: Tensor, weight: Tensor, bias: Tensor | None, grou
         raise ShapeError(f"{op}: bias must have shape ({weight.shape[0]},), got {tuple(bias.shape)}")
 
 
-def _autocast_enabled(device: str) -> bool:
+def autocast_enabled(device: str) -> bool:
+    """Whether an autocast region for this kind of device is around the call."""
     return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 

@@ -109,9 +109,9 @@ def enlarge_kernel(weight: Tensor, size: tuple[int, int]) -> Tensor:
     """
     exact = weight if weight.dtype == torch.float64 else weight.float()
     device = weight.device.type
-    # Autocast would round the kernel a second time.
-    plain = torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else None
-    with plain or contextlib.nullcontext():
+    # Autocast would round the kernel a second time. Where there is none, an export is to see none.
+    rounds = _arguments.autocast_enabled(device)
+    with torch.autocast(device, enabled=False) if rounds else contextlib.nullcontext():
         if size[0] != weight.shape[2]:
             exact = _interpolation(int(weight.shape[2]), size[0], exact) @ exact
         if size[1] != weight.shape[3]:
