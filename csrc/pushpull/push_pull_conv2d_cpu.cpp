@@ -16,6 +16,7 @@ namespace {
 constexpr int64_t kTasksWanted = 32;                   // enough for any machine's threads to share a small batch
 constexpr int64_t kBandBytes = int64_t{2} << 20;       // of packed input: about what a second-level cache holds
 constexpr int64_t kPartialBytes = int64_t{32} << 20;   // of partial filter gradients
+constexpr int64_t kSummedChannels = 4;                 // of input: the sums of a panel are fewer than its planes then
 constexpr int64_t kGradientBytes = int64_t{32} << 20;  // of output gradients held for the gradient of input
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -242,7 +243,9 @@ GradInputPlan make_grad_input_plan(const PushPullPlan& plan) {
   grad.vectors = channels > plan.lanes ? 2 : 1;
   grad.panel = plan.lanes * grad.vectors;
   grad.panels_per_group = divide_up(channels, grad.panel);
-  grad.planes = plan.out_group + (g.channel_range ? plan.out_group : plan.panels_per_group);
+  grad.sums_panels = plan.in_group <= kSummedChannels && plan.panels_per_group * plan.in_group < plan.out_group;
+  grad.pull_planes = grad.sums_panels ? plan.panels_per_group * plan.in_group : plan.out_group;
+  grad.planes = plan.out_group + (g.channel_range ? grad.pull_planes : plan.panels_per_group);
   grad.tap_planes = g.channel_range ? plan.out_group : grad.planes;
 
   grad.margin_top = std::max<int64_t>(g.kernel_h - 1, 0) * g.dilation_h / g.stride_h;
@@ -279,8 +282,8 @@ void place(const PushPullPlan& plan, GradInputPlan& grad, Arena& arena) {
   grad.filters = arena.take<T>(g.groups * grad.panels_per_group * grad.taps * grad.panel);
   grad.gradient = arena.take<T>(grad.images * g.groups * grad.image_pitch);
   if (g.channel_range) {
-    grad.pull_offsets = arena.take<int64_t>(plan.out_group);
-    grad.ranges = arena.take<T>(g.groups * grad.panels_per_group * plan.out_group * grad.panel);
+    grad.pull_offsets = arena.take<int64_t>(grad.pull_planes);
+    grad.ranges = arena.take<T>(g.groups * grad.panels_per_group * grad.pull_planes * grad.panel);
     grad.row_reach = arena.take<T>((grad.margin_top + 1) * grad.panel);
     grad.column_reach = arena.take<T>((grad.margin_left + 1) * grad.panel);
   }
@@ -290,8 +293,8 @@ void place(const PushPullPlan& plan, GradInputPlan& grad, Arena& arena) {
 template <typename T>
 void fill_reaches(const PushPullPlan& plan, const GradInputPlan& grad) {
   const PushPullGeometry& g = plan.geometry;
-  for (int64_t o = 0; o < plan.out_group; o++) {
-    grad.pull_offsets[o] = (plan.out_group + o) * grad.pitch;
+  for (int64_t plane = 0; plane < grad.pull_planes; plane++) {
+    grad.pull_offsets[plane] = (plan.out_group + plane) * grad.pitch;
   }
   T* to = static_cast<T*>(grad.row_reach);
   for (int64_t up = 0; up <= grad.margin_top; up++) {

@@ -29,9 +29,10 @@ struct BackwardRows {
   T* sums;
   T* grad_push;  // gp of the rows waiting for the weight gradient, at the pitch of the rings
   int64_t most_held, held;
-  T* constant;  // m * gq, summed over the vectors of the panel: [column][lane]; with channel_range gq itself
-  T* offset;    // with channel_range: what offset_row makes
-  T* grad_u;    // with channel_range: gu of one row
+  T* constant;   // m * gq, summed over the vectors of the panel: [column][lane]; with channel_range gq itself
+  T* lane_sums;  // with channel_range: m * gq of one input channel, summed likewise
+  T* offset;     // with channel_range: what offset_row makes
+  T* grad_u;     // with channel_range: gu of one row
 };
 
 // The sums over pixels of one panel: those of one row are added up first, then added to the piece's.
@@ -176,10 +177,27 @@ static void sum_lanes(const T* from, T* out, int64_t count) {
   }
 }
 
+// out[column][lane] = m * gq of one input channel, summed over the vectors of the panel.
+template <typename T>
+static void multiply_by_range(const PushPullPlan& plan, int64_t panel, int64_t channel, const T* grad_q, T* out) {
+  constexpr int lanes = kLanes<T>;
+  const T* range = static_cast<const T*>(plan.range) + (panel * plan.planes + channel) * plan.panel;
+  const Vec<T> first = load(range);
+  const Vec<T> last = load(range + plan.panel - lanes);
+  for (int64_t column = 0; column < plan.geometry.out_w; column++) {
+    const T* at = grad_q + column * plan.panel;
+    Vec<T> sum = first * load(at);
+    if (plan.vectors == 2) {
+      sum += last * load(at + lanes);
+    }
+    store(out + column * lanes, sum);
+  }
+}
+
 // Puts a row of gp and of the constant's gradient where grad_input will read them.
 template <typename T>
 static void keep_for_grad_input(const PushPullPlan& plan, const GradInputPlan& grad_input, int64_t n, int64_t panel,
-                                int64_t row, const T* grad_push, const T* constant) {
+                                int64_t row, const T* grad_push, const T* constant, T* lane_sums = nullptr) {
   const int64_t group = panel / plan.panels_per_group;
   const int64_t in_group = panel % plan.panels_per_group;
   const int64_t first = in_group * plan.panel;
@@ -193,6 +211,14 @@ static void keep_for_grad_input(const PushPullPlan& plan, const GradInputPlan& g
                       1,
                       grad_input.row_pitch};
   store_row<T>(grad_push, plan.panel, planes);
+  if (plan.geometry.channel_range && grad_input.sums_panels) {
+    T* to = base + (plan.out_group + in_group * plan.in_group) * grad_input.pitch;
+    for (int64_t c = 0; c < plan.in_group; c++, to += grad_input.pitch) {
+      multiply_by_range(plan, panel, c, constant, lane_sums);
+      sum_lanes(lane_sums, to, plan.geometry.out_w);
+    }
+    return;
+  }
   if (plan.geometry.channel_range) {
     planes.data += plan.out_group * grad_input.pitch;
     store_row<T>(constant, plan.panel, planes);
@@ -242,7 +268,7 @@ static void backward_panel(const PushPullPlan& plan, const PushPullBackwardParam
           if (g.channel_range) {
             pull_response_gradient_row(plan, rows, next_push, rows.constant);
           }
-          keep_for_grad_input<T>(plan, *grad_input, n, panel, next_push, gradient, rows.constant);
+          keep_for_grad_input<T>(plan, *grad_input, n, panel, next_push, gradient, rows.constant, rows.lane_sums);
         }
         if (want_filter && (++rows.held == rows.most_held || next_push == last_row - 1)) {
           flush_weight_gradient(plan, rows, next_push + 1, filter_sums);
@@ -273,6 +299,7 @@ static void backward(const PushPullPlan& plan, const PushPullBackwardParams& par
     rows.sums = take_window_sums<T>(plan, arena);
     rows.grad_push = arena.take<T>(rows.most_held * rows.push.pitch);
     rows.constant = arena.take<T>(g.channel_range ? rows.push.pitch : round_up_to_lanes<T>(g.out_w) * kLanes<T>);
+    rows.lane_sums = arena.take<T>(g.channel_range ? round_up_to_lanes<T>(g.out_w) * kLanes<T> : 0);
     rows.offset = arena.take<T>(g.channel_range ? rows.push.pitch : 0);
     rows.grad_u = arena.take<T>(g.channel_range ? rows.push.pitch : 0);
     return arena.used();
@@ -379,18 +406,25 @@ static void reduce(const PushPullPlan& plan, const PushPullBackwardParams& param
 
 // ---- gradient of input ----
 
-// m for one group and panel of lanes: [output channel][lane].
+// What brings the planes of the pull response's gradient to one map per lane, for one group and panel of lanes.
 template <typename T>
 static void pack_grad_input_ranges(const PushPullPlan& plan, const GradInputPlan& grad, int64_t unit) {
   const int64_t group = unit / grad.panels_per_group;
   const int64_t first = unit % grad.panels_per_group * grad.panel;
   const int64_t positions = grad.whole_cells ? plan.geometry.stride_h * plan.geometry.stride_w : 1;
-  T* to = static_cast<T*>(grad.ranges) + unit * plan.out_group * grad.panel;
-  for (int64_t o = 0; o < plan.out_group; o++) {
-    const int64_t panel = group * plan.panels_per_group + o / plan.panel;
-    const T* range = static_cast<const T*>(plan.range) + panel * plan.planes * plan.panel + o % plan.panel;
+  T* to = static_cast<T*>(grad.ranges) + unit * grad.pull_planes * grad.panel;
+  for (int64_t plane = 0; plane < grad.pull_planes; plane++) {
     for (int64_t lane = first; lane < first + grad.panel; lane++) {
-      *to++ = lane < positions * plan.in_group ? range[lane % plan.in_group * plan.panel] : T(0);
+      const int64_t c = lane % plan.in_group;
+      T value = 0;
+      if (lane < positions * plan.in_group && grad.sums_panels) {
+        value = plane % plan.in_group == c ? T(1) : T(0);
+      } else if (lane < positions * plan.in_group) {
+        const int64_t panel = group * plan.panels_per_group + plane / plan.panel;
+        const int64_t at = (panel * plan.planes + c) * plan.panel + plane % plan.panel;
+        value = static_cast<const T*>(plan.range)[at];
+      }
+      *to++ = value;
     }
   }
 }
@@ -550,8 +584,8 @@ static void grad_input(const PushPullPlan& plan, const GradInputPlan& grad, cons
       const T* from = gradient + (grad.margin_top + cell_row) * grad.row_pitch;
       for (; g.channel_range && spread.next <= cell_row; spread.next++) {
         const T* pulled = gradient + (grad.margin_top + spread.next) * grad.row_pitch - grad.margin_left;
-        const T* ranges = static_cast<const T*>(grad.ranges) + unit * plan.out_group * grad.panel;
-        conv(pulled, grad.pull_offsets, plan.out_group, ranges, spread.columns, spread.row(spread.next), grad.panel);
+        const T* ranges = static_cast<const T*>(grad.ranges) + unit * grad.pull_planes * grad.panel;
+        conv(pulled, grad.pull_offsets, grad.pull_planes, ranges, spread.columns, spread.row(spread.next), grad.panel);
       }
       for (int64_t phase = 0; phase < grad.phases; phase++) {
         const int64_t tap = grad.phase_begin[phase];

@@ -73,7 +73,9 @@ struct PushPullPartials {
 // gradient at the convolution's output. Beside the out_group planes of that there is one more plane per panel for
 // the pull kernel's constant m, whose weights are all one. With channel_range there are out_group more planes instead,
 // of the gradient at the pull response. They go through m, a 1 x 1 convolution, to one map per input channel, and that
-// is spread by sums over rows and columns: a convolution with ones of one channel alone.
+// is spread by sums over rows and columns: a convolution with ones of one channel alone. Where there are few input
+// channels the planes hold what each panel of PushPullPlan adds to each of these maps, and the 1 x 1 convolution adds
+// that up.
 //
 // Input pixels fall into cells of stride_h x stride_w, cell (y + pad_top) / stride_h, and all pixels at one position
 // in their cells see the same taps: kernel row k meets position (k * dilation_h) % stride_h, and the output row
@@ -82,7 +84,7 @@ struct PushPullPartials {
 struct GradInputPlan {
   bool whole_cells;
   int64_t vectors, panel, panels_per_group;  // panels of lanes
-  int64_t planes;                            // out_group + panels_per_group of PushPullPlan, or 2 * out_group
+  int64_t planes;                            // out_group + panels_per_group of PushPullPlan, or out_group + pull_planes
   int64_t tap_planes;                        // those that the register tile reads: all, or out_group
   int64_t margin_top, margin_left;           // the farthest that a tap reaches up and left
   int64_t rows, pitch, row_pitch,
@@ -99,8 +101,10 @@ struct GradInputPlan {
   void* filters;         // [group][panel][tap][lane]
 
   // With channel_range.
-  int64_t* pull_offsets;  // (out_group): planes of the gradient at the pull response
-  void* ranges;           // [group][panel][output channel][lane]: m
+  bool sums_panels;       // the planes hold sums of panels
+  int64_t pull_planes;    // out_group, or panels_per_group of PushPullPlan * in_group
+  int64_t* pull_offsets;  // (pull_planes)
+  void* ranges;           // [group][panel][pull plane][lane]: m, or 1 where the plane is of the lane's channel
   void* row_reach;        // [rows up][lane]: 1, but with whole cells 0 where the lane's position is not reached
   void* column_reach;     // [columns left][lane]
 
