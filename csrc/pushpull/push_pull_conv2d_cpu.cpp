@@ -4,9 +4,9 @@
 #include <new>
 
 #include "common/cpu_features.h"
-#include "common/half.h"
 #include "common/scratch.h"
 #include "pushpull/push_pull_conv2d.h"
+#include "pushpull/push_pull_conv2d_cpu_channels.h"
 #include "pushpull/push_pull_conv2d_cpu_plan.h"
 
 namespace sturdy {
@@ -19,9 +19,6 @@ constexpr int64_t kPartialBytes = int64_t{32} << 20;   // of partial filter grad
 constexpr int64_t kSummedChannels = 4;                 // of input: the sums of a panel are fewer than its planes then
 constexpr int64_t kGradientBytes = int64_t{32} << 20;  // of output gradients held for the gradient of input
 
-int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-int64_t round_up(int64_t a, int64_t b) { return divide_up(a, b) * b; }
-
 const PushPullKernels& kernels(DType dtype) {
   switch (cpu_isa()) {
 #if defined(__x86_64__)
@@ -32,42 +29,6 @@ const PushPullKernels& kernels(DType dtype) {
 #endif
     default:
       return portable::push_pull_kernels(dtype);
-  }
-}
-
-// Cells of the pooling window around `at` that lie in the map.
-int64_t window_cells(int64_t at, int64_t half, int64_t size) {
-  return std::min(size - 1, at + half) - std::max<int64_t>(0, at - half) + 1;
-}
-
-double read_channel(const ChannelView& view, int64_t channel) {
-  const int64_t at = channel * view.stride;
-  switch (view.dtype) {
-    case DType::f64:
-      return static_cast<const double*>(view.data)[at];
-    case DType::f16:
-      return to_float(static_cast<const Half*>(view.data)[at]);
-    case DType::bf16:
-      return to_float(static_cast<const BFloat16*>(view.data)[at]);
-    default:
-      return static_cast<const float*>(view.data)[at];
-  }
-}
-
-void write_channel(const ChannelView& view, int64_t channel, double value) {
-  const int64_t at = channel * view.stride;
-  switch (view.dtype) {
-    case DType::f64:
-      static_cast<double*>(view.data)[at] = value;
-      break;
-    case DType::f16:
-      static_cast<Half*>(view.data)[at] = to_half(static_cast<float>(value));
-      break;
-    case DType::bf16:
-      static_cast<BFloat16*>(view.data)[at] = to_bfloat16(static_cast<float>(value));
-      break;
-    default:
-      static_cast<float*>(view.data)[at] = static_cast<float>(value);
   }
 }
 

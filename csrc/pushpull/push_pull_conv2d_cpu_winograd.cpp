@@ -1,0 +1,170 @@
+// Winograd's form of PushPull convolution on the CPU: lays out one call and hands its parts to the kernels of the
+// machine's instruction set. How work is cut up depends on sizes alone, so results do not depend on the number of
+// threads.
+#include <algorithm>
+#include <new>
+
+#include "common/cpu_features.h"
+#include "common/scratch.h"
+#include "pushpull/push_pull_conv2d_cpu_channels.h"
+#include "pushpull/push_pull_conv2d_cpu_winograd_plan.h"
+
+namespace sturdy {
+namespace cpu {
+namespace {
+
+constexpr int64_t kTasksWanted = 32;  // enough for any machine's threads to share a small batch
+
+// Cuts the images into tasks. Chunks of filter blocks cost transforming the input again, ranges of rows cost computing
+// the rows that pooling shares again.
+void cut(WinogradPlan& plan) {
+  const PushPullGeometry& g = plan.geometry;
+  const int64_t wanted = divide_up(kTasksWanted, g.batch);
+  const int64_t least_rows = std::max<int64_t>(4, 16 * plan.lag);
+  const int64_t items = std::min(wanted, std::max<int64_t>(plan.tiles_h / least_rows, 1));
+  plan.item_tile_rows = divide_up(plan.tiles_h, items);
+  plan.items_per_image = divide_up(plan.tiles_h, plan.item_tile_rows);
+  const int64_t chunks = divide_up(wanted, plan.items_per_image);
+  plan.block_chunks = std::clamp<int64_t>(chunks, 1, plan.blocks);
+}
+
+}  // namespace
+
+WinogradPlan make_winograd_plan(const PushPullGeometry& g, int64_t lanes, int64_t block) {
+  WinogradPlan plan{};
+  plan.geometry = g;
+  plan.in_group = g.in_channels / g.groups;
+  plan.out_group = g.out_channels / g.groups;
+  plan.lanes = lanes;
+  plan.block = block;
+  plan.blocks_per_group = divide_up(plan.out_group, block);
+  plan.blocks = g.groups * plan.blocks_per_group;
+
+  plan.vertical.count = winograd_terms(g.kernel_h, g.stride_h);
+  plan.horizontal.count = winograd_terms(g.kernel_w, g.stride_w);
+  plan.planes = plan.vertical.count * plan.horizontal.count * plan.in_group;
+  plan.tiles_h = divide_up(g.out_h, 2);
+  plan.tiles_w = divide_up(g.out_w, 2);
+
+  plan.extent_h = g.stride_h + g.kernel_h;
+  plan.extent_w = g.stride_w + g.kernel_w;
+  plan.phases = 2 * g.stride_w;
+  const int64_t vectors = round_up(plan.tiles_w, lanes);
+  plan.phase_pitch = round_up(vectors + (plan.extent_w - 1) / plan.phases, lanes);
+  plan.sum_pitch = plan.phases * plan.phase_pitch;
+  plan.column_pitch = plan.horizontal.count * vectors;
+
+  plan.half_h = std::min(g.pool_h / 2, g.out_h - 1);
+  plan.half_w = std::min(g.pool_w / 2, g.out_w - 1);
+  plan.lag = divide_up(plan.half_h, 2);
+
+  const int64_t row_bytes = plan.planes * plan.tiles_w * static_cast<int64_t>(sizeof(float));
+  set_winograd_band(plan, std::clamp<int64_t>(kWinogradBandBytes / row_bytes, 1, plan.tiles_h));
+  return plan;
+}
+
+void set_winograd_band(WinogradPlan& plan, int64_t tile_rows) {
+  plan.band_tile_rows = tile_rows;
+  // The last row is stored in whole vectors, and a vector of zeros behind it. An odd number of cache lines keeps the
+  // planes from falling on few sets of a cache.
+  const int64_t line = 16;
+  const int64_t used = (tile_rows - 1) * plan.tiles_w + round_up(plan.tiles_w, plan.lanes) + plan.lanes;
+  plan.plane_pitch = (divide_up(used, line) | 1) * line;
+}
+
+void place_winograd(WinogradPlan& plan, Arena& arena) {
+  plan.vertical.terms = arena.take<WinogradTerm>(plan.vertical.count);
+  plan.horizontal.terms = arena.take<WinogradTerm>(plan.horizontal.count);
+  plan.term_planes = arena.take<int64_t>(plan.vertical.count * plan.horizontal.count);
+  plan.row_weights = arena.take<float>(2 * plan.tiles_h);
+  plan.column_weights = arena.take<float>(2 * plan.tiles_w + plan.lanes);
+  const int64_t filters = plan.blocks * plan.block;
+  plan.filters = arena.take<float>(plan.planes * filters);
+  float** const arrays[] = {&plan.lowest, &plan.highest,    &plan.lowest_share, &plan.highest_share,
+                            &plan.range,  &plan.inhibition, &plan.bias};
+  for (float** array : arrays) {
+    *array = arena.take<float>(filters);
+  }
+}
+
+void fill_winograd(WinogradPlan& plan, const ChannelView& inhibition, const ChannelView& bias) {
+  const PushPullGeometry& g = plan.geometry;
+  fill_winograd_axis(plan.vertical, g.kernel_h, g.stride_h);
+  fill_winograd_axis(plan.horizontal, g.kernel_w, g.stride_w);
+  int64_t plane = 0;
+  for (int pattern = 0; pattern < kWinogradPatterns; pattern++) {
+    plan.plane_begin[pattern] = plane;
+    for (int64_t v = plan.vertical.begin[pattern / 4]; v < plan.vertical.begin[pattern / 4 + 1]; v++) {
+      for (int64_t h = plan.horizontal.begin[pattern % 4]; h < plan.horizontal.begin[pattern % 4 + 1]; h++) {
+        plan.term_planes[v * plan.horizontal.count + h] = plane;
+        plane += plan.in_group;
+      }
+    }
+  }
+  plan.plane_begin[kWinogradPatterns] = plane;
+
+  for (int64_t i = 0; i < 2 * plan.tiles_h; i++) {
+    plan.row_weights[i] = i < g.out_h ? 1.0f / static_cast<float>(window_cells(i, plan.half_h, g.out_h)) : 0.0f;
+  }
+  for (int64_t i = 0; i < 2 * plan.tiles_w + plan.lanes; i++) {
+    plan.column_weights[i] = i < g.out_w ? 1.0f / static_cast<float>(window_cells(i, plan.half_w, g.out_w)) : 0.0f;
+  }
+
+  std::fill_n(plan.inhibition, plan.blocks * plan.block, 0.0f);
+  std::fill_n(plan.bias, plan.blocks * plan.block, 0.0f);
+  for (int64_t o = 0; o < g.out_channels; o++) {
+    const int64_t at = o / plan.out_group * plan.blocks_per_group * plan.block + o % plan.out_group;
+    plan.inhibition[at] = static_cast<float>(inhibition.data != nullptr ? read_channel(inhibition, o) : g.strength);
+    plan.bias[at] = bias.data != nullptr ? static_cast<float>(read_channel(bias, o)) : 0.0f;
+  }
+}
+
+const WinogradKernels& winograd_kernels(DType dtype) {
+  switch (cpu_isa()) {
+#if defined(__x86_64__)
+    case Isa::avx512:
+      return avx512::winograd_kernels(dtype);
+    case Isa::avx2:
+      return avx2::winograd_kernels(dtype);
+#endif
+    default:
+      return portable::winograd_kernels(dtype);
+  }
+}
+
+bool winograd_applies(const PushPullForwardParams& params) {
+  const PushPullGeometry& g = params.geometry;
+  const bool empty = g.batch * g.in_channels * g.out_channels * g.out_h * g.out_w * g.kernel_h * g.kernel_w == 0;
+  if (empty || g.dtype == DType::f64 || g.channel_range || g.dilation_h != 1 || g.dilation_w != 1) {
+    return false;
+  }
+  if (params.out.stride[3] != 1 || g.out_channels / g.groups < 8) {
+    return false;
+  }
+  const int64_t direct = 4 * g.kernel_h * g.kernel_w;
+  const int64_t products = winograd_terms(g.kernel_h, g.stride_h) * winograd_terms(g.kernel_w, g.stride_w);
+  return 10 * direct >= 14 * products;
+}
+
+Status winograd_forward(const PushPullForwardParams& params, const Threads& threads) {
+  const PushPullGeometry& g = params.geometry;
+  const WinogradKernels& kernel = winograd_kernels(g.dtype);
+  WinogradPlan plan = make_winograd_plan(g, kernel.lanes, kernel.block);
+  cut(plan);
+  Arena sizes(nullptr);
+  place_winograd(plan, sizes);
+  Arena arena(host_scratch(ScratchSlot::call, sizes.used()));
+  place_winograd(plan, arena);
+  fill_winograd(plan, params.inhibition, params.bias);
+  Status status = threads(plan.blocks, 4,
+                          [&](int64_t begin, int64_t end) { kernel.pack_filters(plan, params.weight, begin, end); });
+  if (status == Status::ok) {
+    status = threads(g.batch * plan.items_per_image * plan.block_chunks, 1,
+                     [&](int64_t begin, int64_t end) { kernel.forward(plan, params, begin, end); });
+  }
+  trim_host_scratch(ScratchSlot::call);
+  return status;
+}
+
+}  // namespace cpu
+}  // namespace sturdy
