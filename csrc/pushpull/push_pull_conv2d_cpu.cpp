@@ -8,6 +8,7 @@
 #include "pushpull/push_pull_conv2d.h"
 #include "pushpull/push_pull_conv2d_cpu_channels.h"
 #include "pushpull/push_pull_conv2d_cpu_plan.h"
+#include "pushpull/push_pull_conv2d_cpu_winograd_plan.h"
 
 namespace sturdy {
 namespace cpu {
@@ -408,6 +409,9 @@ Status run_backward(const PushPullBackwardParams& params, const Threads& threads
 
 Status push_pull_conv2d(const PushPullForwardParams& params, const Threads& threads) {
   try {
+    if (winograd_applies(params)) {
+      return winograd_forward(params, threads);
+    }
     return params.geometry.dtype == DType::f64 ? run_forward<double>(params, threads)
                                                : run_forward<float>(params, threads);
   } catch (const std::bad_alloc&) {

@@ -1,0 +1,365 @@
+// Forward in Winograd's form: products of a band, back to rows of p, pooling and the epilogue.
+#pragma once
+
+#include <cstdint>
+
+#include "common/gemm_tile.h"
+#include "pushpull/push_pull_conv2d_cpu_winograd_transform.h"
+
+namespace sturdy {
+namespace STURDY_ISA_NAMESPACE {
+
+// Longer sums are added up in blocks of about this many terms, see kTapBlock.
+constexpr int64_t kWinogradDepth = 160;
+
+constexpr int kWinogradChunk = kGemmVectors * kLanes<float>;  // tiles
+
+STURDY_ALWAYS_INLINE bool pools(const WinogradPlan& plan) { return plan.half_h > 0 || plan.half_w > 0; }
+
+// ---- rows of a map ----
+
+// Some rows of one map: those of the band at hand, and those before it that pooling still reads. Even and odd rows
+// stand apart, as they come out of the tiles. Rows outside the map are zeros.
+struct MapRows {
+  const float* band[2];   // even and odd rows
+  const float* history;   // [tile row % rows][2][column]
+  const float* zeros;     // a row
+  int64_t first;          // tile row of the band
+  int64_t pitch;          // of the band's rows: 2 * tiles_w
+  int64_t history_rows;   // tile rows
+  int64_t history_pitch;  // of one row
+  int64_t height;
+
+  STURDY_ALWAYS_INLINE const float* row(int64_t y) const {
+    if (y < 0 || y >= height) {
+      return zeros;
+    }
+    const int64_t tile = y / 2;
+    if (tile >= first) {
+      return band[y % 2] + (tile - first) * pitch;
+    }
+    return history + (tile % history_rows * 2 + y % 2) * history_pitch;
+  }
+};
+
+// Keeps the last rows of the band for the next.
+static inline void keep_rows(const WinogradPlan& plan, const MapRows& rows, int64_t last, float* history) {
+  for (int64_t tile = most(rows.first, last - rows.history_rows); tile < last; tile++) {
+    for (int64_t odd = 0; odd < 2; odd++) {
+      const float* from = rows.band[odd] + (tile - rows.first) * rows.pitch;
+      float* to = history + (tile % rows.history_rows * 2 + odd) * rows.history_pitch;
+      for (int64_t i = 0; i < plan.geometry.out_w; i += kLanes<float>) {
+        store(to + i, load(from + i));
+      }
+    }
+  }
+}
+
+// ---- pooling ----
+
+// The sums over the rows of the windows of rows 2 * tile and 2 * tile + 1, between zeros for half_w columns on either
+// side. The rows that both windows have are added up once.
+static inline void sum_window_rows(const WinogradPlan& plan, const MapRows& rows, int64_t tile, float* const lines[2]) {
+  constexpr int lanes = kLanes<float>;
+  const int64_t width = plan.geometry.out_w;
+  const int64_t half = plan.half_h;
+  const float* const above = rows.row(2 * tile - half);
+  const float* const below = rows.row(2 * tile + 1 + half);
+  float* const even = lines[0] + plan.half_w;
+  float* const odd = lines[1] + plan.half_w;
+  const int64_t top = most(0, 2 * tile + 1 - half);
+  const int64_t bottom = least(plan.geometry.out_h - 1, 2 * tile + half);
+  for (int64_t i = 0; i < width; i += lanes) {
+    Vec<float> sum = zero<float>();
+    for (int64_t y = top; y <= bottom; y++) {
+      sum += load(rows.row(y) + i);
+    }
+    store(even + i, load(above + i) + sum);
+    store(odd + i, sum + load(below + i));
+  }
+  for (int k = 0; k < 2; k++) {
+    fill_zero(lines[k], plan.half_w);
+    fill_zero(lines[k] + plan.half_w + width, plan.half_w + lanes);
+  }
+}
+
+// Calls use(odd, column, mean) with the mean of each window of the rows 2 * tile and 2 * tile + 1, a vector of columns
+// at a time.
+template <typename Use>
+STURDY_ALWAYS_INLINE void for_each_mean(const WinogradPlan& plan, const MapRows& rows, int64_t tile,
+                                        float* const lines[2], const Use& use) {
+  constexpr int lanes = kLanes<float>;
+  sum_window_rows(plan, rows, tile, lines);
+  for (int odd = 0; odd < 2 && 2 * tile + odd < plan.geometry.out_h; odd++) {
+    const Vec<float> row_weight = broadcast(plan.row_weights[2 * tile + odd]);
+    for (int64_t i = 0; i < plan.geometry.out_w; i += lanes) {
+      Vec<float> sum = zero<float>();
+      for (int64_t k = 0; k <= 2 * plan.half_w; k++) {
+        sum += load(lines[odd] + i + k);
+      }
+      use(odd, i, sum * (row_weight * load(plan.column_weights + i)));
+    }
+  }
+}
+
+// ---- products ----
+
+// From the products of a chunk, [pattern][filter][tile], to rows of p of one filter.
+static inline void untransform(const float* products, int64_t pattern_step, int64_t tiles, float* even, float* odd) {
+  constexpr int lanes = kLanes<float>;
+  for (int64_t i = 0; i < tiles; i += lanes) {
+    Vec<float> column[2][4];  // by output row and column pattern
+    STURDY_UNROLL
+    for (int k = 0; k < 4; k++) {
+      const float* at = products + k * pattern_step + i;
+      const Vec<float> p1 = load(at + 4 * pattern_step);
+      const Vec<float> p2 = load(at + 8 * pattern_step);
+      column[0][k] = load(at) + (p1 + p2);
+      column[1][k] = (p1 - p2) - load(at + 12 * pattern_step);
+    }
+    STURDY_UNROLL
+    for (int k = 0; k < 2; k++) {
+      const Vec<float> left = column[k][0] + (column[k][1] + column[k][2]);
+      const Vec<float> right = (column[k][1] - column[k][2]) - column[k][3];
+      float* to = (k == 0 ? even : odd) + 2 * i;
+      store(to, interleave<float, 0>(left, right));
+      store(to + lanes, interleave<float, 1>(left, right));
+    }
+  }
+}
+
+template <int vectors>
+STURDY_ALWAYS_INLINE void multiply_chunk(const WinogradPlan& plan, const float* filters, const float* transformed,
+                                         float* products) {
+  constexpr int width = vectors * kLanes<float>;
+  for (int pattern = 0; pattern < cpu::kWinogradPatterns; pattern++) {
+    const int64_t begin = plan.plane_begin[pattern];
+    const int64_t depth = plan.plane_begin[pattern + 1] - begin;
+    const int64_t blocks = (depth + kWinogradDepth - 1) / kWinogradDepth;
+    float* out = products + pattern * kGemmRows * width;
+    int64_t at = 0;
+    for (int64_t i = 0; i < blocks || i == 0; i++) {  // no planes: zeros
+      const int64_t next = blocks > 0 ? depth * (i + 1) / blocks : 0;
+      gemm_tile<float, kGemmRows, vectors>(filters + (begin + at) * kGemmRows,
+                                           transformed + (begin + at) * plan.plane_pitch, plan.plane_pitch, next - at,
+                                           out, width, i > 0);
+      at = next;
+    }
+  }
+}
+
+// p of a block of filters on a band, each filter's even rows, then its odd rows, half_pitch elements each.
+static inline void convolve_band(const WinogradPlan& plan, const WinogradBand& band, int64_t block, float* products,
+                                 float* push, int64_t half_pitch) {
+  constexpr int lanes = kLanes<float>;
+  const float* filters = plan.filters + block * plan.planes * kGemmRows;
+  const int64_t vectors = ((band.last - band.first) * plan.tiles_w + lanes - 1) / lanes;
+  const int64_t chunks = (vectors + kGemmVectors - 1) / kGemmVectors;
+  for (int64_t chunk = 0; chunk < chunks; chunk++) {  // as even as possible
+    const int64_t first = vectors * chunk / chunks;
+    const int64_t count = vectors * (chunk + 1) / chunks - first;
+    const float* transformed = band.transformed + first * lanes;
+    switch (count) {
+      case 1:
+        multiply_chunk<1>(plan, filters, transformed, products);
+        break;
+      case 2:
+        multiply_chunk<2>(plan, filters, transformed, products);
+        break;
+      default:
+        multiply_chunk<3>(plan, filters, transformed, products);
+    }
+    const int64_t width = count * lanes;
+    for (int64_t i = 0; i < kGemmRows; i++) {
+      float* even = push + 2 * i * half_pitch + 2 * first * lanes;
+      untransform(products + i * width, kGemmRows * width, width, even, even + half_pitch);
+    }
+  }
+}
+
+// ---- a task ----
+
+// What the epilogue of one filter needs beside its rows.
+struct FilterValues {
+  Vec<float> range, inhibition, bias;
+};
+
+// out = relu(p) - inhibition * relu(range * mean box - mean p) + bias for rows of tiles [first, last) of one filter.
+// mean_box(y) is a row.
+template <typename S, typename MeanBox>
+static void finish_rows(const WinogradPlan& plan, const MapRows& rows, int64_t first, int64_t last,
+                        const FilterValues& values, const MeanBox& mean_box, float* const lines[2], S* out,
+                        int64_t out_step, S* push) {
+  constexpr int lanes = kLanes<float>;
+  const int64_t width = plan.geometry.out_w;
+  const auto put = [width](S* to, int64_t i, Vec<float> value) __attribute__((always_inline)) {
+    if (i + lanes <= width) {
+      store(to + i, value);
+    } else {
+      store_partial(to + i, value, width - i);
+    }
+  };
+  for (int64_t tile = first; tile < last; tile++) {
+    const int64_t count = least(2, plan.geometry.out_h - 2 * tile);
+    const float* const p[2] = {rows.row(2 * tile), rows.row(2 * tile + 1)};
+    const float* const box[2] = {mean_box(2 * tile), count > 1 ? mean_box(2 * tile + 1) : nullptr};
+    S* const to[2] = {out + 2 * tile * out_step, out + (2 * tile + 1) * out_step};
+    const auto finish = [&](int odd, int64_t i, Vec<float> mean) __attribute__((always_inline)) {
+      const Vec<float> u = values.range * load(box[odd] + i) - mean;
+      put(to[odd], i, relu(load(p[odd] + i)) - values.inhibition * relu(u) + values.bias);
+    };
+    if (pools(plan)) {
+      for_each_mean(plan, rows, tile, lines, finish);
+    } else {
+      for (int64_t odd = 0; odd < count; odd++) {
+        for (int64_t i = 0; i < width; i += lanes) {
+          finish(odd, i, load(p[odd] + i));
+        }
+      }
+    }
+    for (int64_t odd = 0; odd < count && push != nullptr; odd++) {
+      for (int64_t i = 0; i < width; i += lanes) {
+        put(push + (2 * tile + odd) * out_step, i, load(p[odd] + i));
+      }
+    }
+  }
+}
+
+// Memory of a task.
+struct WinogradTask {
+  WinogradBand band;
+  float* products;    // [pattern][filter][tile] of a chunk
+  float* push;        // [filter of a block][even or odd rows][tile row][column]
+  float* box;         // likewise
+  float* mean_box;    // [row][column]: pooled, of the rows that are finished with the band
+  float* kernel_sum;  // a row of the input's sum
+  float* zeros;       // a row
+  float* lines[2];    // rows of window sums, between zeros
+  float* history;     // rows of p of all filters of the task that the next band needs
+  float* box_history;
+  int64_t half_pitch, row_pitch, history_rows, history_size;
+};
+
+STURDY_ALWAYS_INLINE WinogradTask take_winograd_task(const WinogradPlan& plan, Arena& arena) {
+  constexpr int lanes = kLanes<float>;
+  WinogradTask task{};
+  task.band = take_winograd_band(plan, arena);
+  task.products = arena.take<float>(cpu::kWinogradPatterns * kGemmRows * kWinogradChunk);
+  const int64_t tiles = round_up_to_lanes<float>(plan.band_tile_rows * plan.tiles_w);
+  task.half_pitch = ((2 * tiles + lanes) / 16 | 1) * 16 + 16;
+  task.push = arena.take<float>(2 * kGemmRows * task.half_pitch);
+  task.box = arena.take<float>(2 * task.half_pitch + 2 * lanes);
+  task.row_pitch = round_up_to_lanes<float>(2 * plan.tiles_w);
+  task.mean_box = arena.take<float>(pools(plan) ? 2 * (plan.band_tile_rows + plan.lag) * task.row_pitch : 0);
+  task.kernel_sum = arena.take<float>(plan.sum_pitch);
+  task.zeros = arena.take<float>(task.row_pitch);
+  for (float*& line : task.lines) {
+    line = arena.take<float>(task.row_pitch + 2 * plan.half_w + 2 * lanes);
+  }
+  task.history_rows = 2 * plan.lag;
+  task.history_size = 2 * task.history_rows * task.row_pitch;
+  task.history = arena.take<float>(plan.blocks_per_group * kGemmRows * task.history_size);
+  task.box_history = arena.take<float>(task.history_size);
+  return task;
+}
+
+// The blocks [first_block, last_block), all of one group, of the rows of tiles [begin, end) of image n.
+template <typename S>
+static void forward_group(const WinogradPlan& plan, const PushPullForwardParams& params, WinogradTask& task, int64_t n,
+                          int64_t begin, int64_t end, int64_t first_block, int64_t last_block) {
+  const int64_t group = first_block / plan.blocks_per_group;
+  const int64_t start = most(0, begin - plan.lag);  // pooling reads beyond the rows of the task
+  const int64_t stop = least(plan.tiles_h, end + plan.lag);
+  const int64_t bands = (stop - start + plan.band_tile_rows - 1) / plan.band_tile_rows;
+  MapRows rows{};
+  rows.zeros = task.zeros;
+  rows.pitch = 2 * plan.tiles_w;
+  rows.history_rows = task.history_rows;
+  rows.history_pitch = task.row_pitch;
+  rows.height = plan.geometry.out_h;
+
+  int64_t done = begin;
+  for (int64_t i = 0; i < bands; i++) {
+    WinogradBand& band = task.band;
+    band.first = start + (stop - start) * i / bands;
+    band.last = start + (stop - start) * (i + 1) / bands;
+    const int64_t ready = band.last == plan.tiles_h ? end : most(done, least(end, band.last - plan.lag));
+    const bool keep = plan.lag > 0 && band.last < stop;
+    transform_input<S>(plan, params.input, n, group, band);
+
+    float* const box[2] = {task.box, task.box + task.half_pitch};
+    box_rows(plan, band, box, task.kernel_sum);
+    MapRows box_map = rows;
+    box_map.band[0] = box[0];
+    box_map.band[1] = box[1];
+    box_map.history = task.box_history;
+    box_map.first = band.first;
+    if (pools(plan)) {
+      for (int64_t tile = done; tile < ready; tile++) {
+        for_each_mean(plan, box_map, tile, task.lines,
+                      [&](int odd, int64_t i, Vec<float> mean) __attribute__((always_inline)) {
+                        store(task.mean_box + (2 * (tile - done) + odd) * task.row_pitch + i, mean);
+                      });
+      }
+    }
+    if (keep) {
+      keep_rows(plan, box_map, band.last, task.box_history);
+    }
+    const auto mean_box = [&](int64_t y) -> const float* {
+      return pools(plan) ? task.mean_box + (y - 2 * done) * task.row_pitch : box_map.row(y);
+    };
+
+    for (int64_t block = first_block; block < last_block; block++) {
+      convolve_band(plan, band, block, task.products, task.push, task.half_pitch);
+      const int64_t in_group = block % plan.blocks_per_group * kGemmRows;
+      const int64_t filters = least(kGemmRows, plan.out_group - in_group);
+      for (int64_t k = 0; k < filters; k++) {
+        const int64_t at = block * kGemmRows + k;
+        const int64_t channel = group * plan.out_group + in_group + k;
+        const auto plane = [&](const View4& view) {
+          return static_cast<S*>(view.data) + n * view.stride[0] + channel * view.stride[1];
+        };
+        float* history = task.history + ((block - first_block) * kGemmRows + k) * task.history_size;
+        rows.band[0] = task.push + 2 * k * task.half_pitch;
+        rows.band[1] = rows.band[0] + task.half_pitch;
+        rows.history = history;
+        rows.first = band.first;
+        const FilterValues values = {broadcast(plan.range[at]), broadcast(plan.inhibition[at]),
+                                     broadcast(plan.bias[at])};
+        finish_rows<S>(plan, rows, done, ready, values, mean_box, task.lines, plane(params.out), params.out.stride[2],
+                       params.push.data != nullptr ? plane(params.push) : nullptr);
+        if (keep) {
+          keep_rows(plan, rows, band.last, history);
+        }
+      }
+    }
+    done = ready;
+  }
+}
+
+template <typename S>
+static void winograd_forward(const WinogradPlan& plan, const PushPullForwardParams& params, int64_t begin,
+                             int64_t end) {
+  Arena sizes(nullptr);
+  take_winograd_task(plan, sizes);
+  Arena arena(host_scratch(ScratchSlot::task, sizes.used()));
+  WinogradTask task = take_winograd_task(plan, arena);
+  fill_zero(task.zeros, task.row_pitch);
+  for (int64_t i = begin; i < end; i++) {
+    const int64_t chunk = i % plan.block_chunks;
+    const int64_t item = i / plan.block_chunks;
+    const int64_t n = item / plan.items_per_image;
+    const int64_t first = item % plan.items_per_image * plan.item_tile_rows;
+    const int64_t last = least(plan.tiles_h, first + plan.item_tile_rows);
+    const int64_t last_block = plan.blocks * (chunk + 1) / plan.block_chunks;
+    for (int64_t block = plan.blocks * chunk / plan.block_chunks; block < last_block;) {
+      const int64_t next = least(last_block, (block / plan.blocks_per_group + 1) * plan.blocks_per_group);
+      forward_group<S>(plan, params, task, n, first, last, block, next);
+      block = next;
+    }
+  }
+  trim_host_scratch(ScratchSlot::task);
+}
+
+}  // namespace STURDY_ISA_NAMESPACE
+}  // namespace sturdy
