@@ -49,10 +49,9 @@ WinogradPlan make_winograd_plan(const PushPullGeometry& g, int64_t lanes, int64_
   plan.extent_h = g.stride_h + g.kernel_h;
   plan.extent_w = g.stride_w + g.kernel_w;
   plan.phases = 2 * g.stride_w;
-  const int64_t vectors = round_up(plan.tiles_w, lanes);
-  plan.phase_pitch = round_up(vectors + (plan.extent_w - 1) / plan.phases, lanes);
-  plan.sum_pitch = plan.phases * plan.phase_pitch;
-  plan.column_pitch = plan.horizontal.count * vectors;
+  plan.phase_pitch = round_up(plan.tiles_w + (plan.extent_w - 1) / plan.phases, lanes);
+  plan.row_pitch = plan.phases * plan.phase_pitch;
+  plan.tile_pitch = round_up(plan.tiles_w, lanes);
 
   plan.half_h = std::min(g.pool_h / 2, g.out_h - 1);
   plan.half_w = std::min(g.pool_w / 2, g.out_w - 1);
@@ -68,7 +67,7 @@ void set_winograd_band(WinogradPlan& plan, int64_t tile_rows) {
   // The last row is stored in whole vectors, and a vector of zeros behind it. An odd number of cache lines keeps the
   // planes from falling on few sets of a cache.
   const int64_t line = 16;
-  const int64_t used = (tile_rows - 1) * plan.tiles_w + round_up(plan.tiles_w, plan.lanes) + plan.lanes;
+  const int64_t used = (tile_rows - 1) * plan.tiles_w + plan.tile_pitch + plan.lanes;
   plan.plane_pitch = (divide_up(used, line) | 1) * line;
 }
 
@@ -76,6 +75,7 @@ void place_winograd(WinogradPlan& plan, Arena& arena) {
   plan.vertical.terms = arena.take<WinogradTerm>(plan.vertical.count);
   plan.horizontal.terms = arena.take<WinogradTerm>(plan.horizontal.count);
   plan.term_planes = arena.take<int64_t>(plan.vertical.count * plan.horizontal.count);
+  plan.position_offsets = arena.take<int64_t>(plan.extent_w);
   plan.row_weights = arena.take<float>(2 * plan.tiles_h);
   plan.column_weights = arena.take<float>(2 * plan.tiles_w + plan.lanes);
   const int64_t filters = plan.blocks * plan.block;
@@ -102,6 +102,10 @@ void fill_winograd(WinogradPlan& plan, const ChannelView& inhibition, const Chan
     }
   }
   plan.plane_begin[kWinogradPatterns] = plane;
+
+  for (int64_t i = 0; i < plan.extent_w; i++) {
+    plan.position_offsets[i] = i % plan.phases * plan.phase_pitch + i / plan.phases;
+  }
 
   for (int64_t i = 0; i < 2 * plan.tiles_h; i++) {
     plan.row_weights[i] = i < g.out_h ? 1.0f / static_cast<float>(window_cells(i, plan.half_h, g.out_h)) : 0.0f;

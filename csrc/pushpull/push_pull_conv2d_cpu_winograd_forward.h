@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "common/gemm_tile.h"
 #include "pushpull/push_pull_conv2d_cpu_winograd_transform.h"
@@ -43,7 +44,8 @@ struct MapRows {
 };
 
 // Keeps the last rows of the band for the next.
-static inline void keep_rows(const WinogradPlan& plan, const MapRows& rows, int64_t last, float* history) {
+__attribute__((noinline)) static void keep_rows(const WinogradPlan& plan, const MapRows& rows, int64_t last,
+                                                float* history) {
   for (int64_t tile = most(rows.first, last - rows.history_rows); tile < last; tile++) {
     for (int64_t odd = 0; odd < 2; odd++) {
       const float* from = rows.band[odd] + (tile - rows.first) * rows.pitch;
@@ -59,7 +61,8 @@ static inline void keep_rows(const WinogradPlan& plan, const MapRows& rows, int6
 
 // The sums over the rows of the windows of rows 2 * tile and 2 * tile + 1, between zeros for half_w columns on either
 // side. The rows that both windows have are added up once.
-static inline void sum_window_rows(const WinogradPlan& plan, const MapRows& rows, int64_t tile, float* const lines[2]) {
+__attribute__((noinline)) static void sum_window_rows(const WinogradPlan& plan, const MapRows& rows, int64_t tile,
+                                                      float* const lines[2]) {
   constexpr int lanes = kLanes<float>;
   const int64_t width = plan.geometry.out_w;
   const int64_t half = plan.half_h;
@@ -83,12 +86,108 @@ static inline void sum_window_rows(const WinogradPlan& plan, const MapRows& rows
   }
 }
 
+// The elements of a and b that begin `shift` behind the first of a.
+#if defined(__AVX512F__)
+template <int shift>
+STURDY_ALWAYS_INLINE Vec<float> shifted(Vec<float> a, Vec<float> b) {
+  return {_mm512_castsi512_ps(_mm512_alignr_epi32(_mm512_castps_si512(b.v), _mm512_castps_si512(a.v), shift))};
+}
+constexpr bool kSlidesInRegisters = true;
+#else
+template <int shift>
+STURDY_ALWAYS_INLINE Vec<float> shifted(Vec<float> a, Vec<float> b) {
+  float both[2 * kLanes<float>];
+  store(both, a);
+  store(both + kLanes<float>, b);
+  return load(both + shift);
+}
+constexpr bool kSlidesInRegisters = false;
+#endif
+
+// The sums over windows of 2 * half_w + 1 columns around those of `middle`, between its neighbours.
+template <int half_w>
+STURDY_ALWAYS_INLINE Vec<float> sum_columns(Vec<float> left, Vec<float> middle, Vec<float> right) {
+  constexpr int lanes = kLanes<float>;
+  if constexpr (half_w == 0) {
+    return middle;
+  } else {
+    Vec<float> sum = shifted<lanes - 1>(left, middle) + shifted<1>(middle, right);
+    if constexpr (half_w == 2) {
+      sum += shifted<lanes - 2>(left, middle) + shifted<2>(middle, right);
+    }
+    return sum + middle;
+  }
+}
+
+// for_each_mean for small windows, whose sums need no memory.
+template <int half_h, int half_w, typename Use>
+STURDY_ALWAYS_INLINE void slide_small_window(const WinogradPlan& plan, const MapRows& rows, int64_t tile,
+                                             const Use& use) {
+  constexpr int lanes = kLanes<float>;
+  const int64_t width = plan.geometry.out_w;
+  const int64_t count = least(2, plan.geometry.out_h - 2 * tile);
+  const float* at[2 * half_h + 2];
+  STURDY_UNROLL
+  for (int k = 0; k < 2 * half_h + 2; k++) {
+    at[k] = rows.row(2 * tile - half_h + k);
+  }
+  struct Pair {
+    Vec<float> of[2];
+  };
+  const auto sum_rows = [&](int64_t i) __attribute__((always_inline)) {
+    Vec<float> row[2 * half_h + 2];
+    if (i + lanes <= width) {
+      STURDY_UNROLL
+      for (int k = 0; k < 2 * half_h + 2; k++) {
+        row[k] = load(at[k] + i);
+      }
+    } else {
+      STURDY_UNROLL
+      for (int k = 0; k < 2 * half_h + 2; k++) {
+        row[k] = load_partial(at[k] + i, width - i);
+      }
+    }
+    Pair sums = {{row[0], row[2 * half_h + 1]}};
+    if constexpr (half_h > 0) {
+      Vec<float> common = row[1] + row[2];
+      if constexpr (half_h > 1) {
+        common += row[3] + row[4];
+      }
+      sums.of[0] += common;
+      sums.of[1] += common;
+    }
+    return sums;
+  };
+  const Vec<float> row_weights[2] = {broadcast(plan.row_weights[2 * tile]), broadcast(plan.row_weights[2 * tile + 1])};
+  Pair left = {{zero<float>(), zero<float>()}};
+  Pair middle = sum_rows(0);
+  for (int64_t i = 0; i < width; i += lanes) {
+    const Pair right = i + lanes < width ? sum_rows(i + lanes) : Pair{{zero<float>(), zero<float>()}};
+    const Vec<float> column_weights = load(plan.column_weights + i);
+    STURDY_UNROLL
+    for (int odd = 0; odd < 2; odd++) {
+      if (odd < count) {
+        use(odd, i,
+            sum_columns<half_w>(left.of[odd], middle.of[odd], right.of[odd]) * (row_weights[odd] * column_weights));
+      }
+    }
+    left = middle;
+    middle = right;
+  }
+}
+
 // Calls use(odd, column, mean) with the mean of each window of the rows 2 * tile and 2 * tile + 1, a vector of columns
 // at a time.
 template <typename Use>
 STURDY_ALWAYS_INLINE void for_each_mean(const WinogradPlan& plan, const MapRows& rows, int64_t tile,
                                         float* const lines[2], const Use& use) {
   constexpr int lanes = kLanes<float>;
+  if (kSlidesInRegisters && plan.half_h == 1 && plan.half_w == 1) {
+    return slide_small_window<1, 1>(plan, rows, tile, use);
+  }
+  if (kSlidesInRegisters && plan.half_h == 2 && plan.half_w == 2) {
+    return slide_small_window<2, 2>(plan, rows, tile, use);
+  }
   sum_window_rows(plan, rows, tile, lines);
   for (int odd = 0; odd < 2 && 2 * tile + odd < plan.geometry.out_h; odd++) {
     const Vec<float> row_weight = broadcast(plan.row_weights[2 * tile + odd]);
@@ -105,7 +204,8 @@ STURDY_ALWAYS_INLINE void for_each_mean(const WinogradPlan& plan, const MapRows&
 // ---- products ----
 
 // From the products of a chunk, [pattern][filter][tile], to rows of p of one filter.
-static inline void untransform(const float* products, int64_t pattern_step, int64_t tiles, float* even, float* odd) {
+__attribute__((noinline)) static void untransform(const float* products, int64_t pattern_step, int64_t tiles,
+                                                  float* even, float* odd) {
   constexpr int lanes = kLanes<float>;
   for (int64_t i = 0; i < tiles; i += lanes) {
     Vec<float> column[2][4];  // by output row and column pattern
@@ -125,6 +225,113 @@ static inline void untransform(const float* products, int64_t pattern_step, int6
       store(to, interleave<float, 0>(left, right));
       store(to + lanes, interleave<float, 1>(left, right));
     }
+  }
+}
+
+// sum -= a * b
+STURDY_ALWAYS_INLINE void subtract_product(Vec<float>& sum, Vec<float> a, Vec<float> b) {
+#if defined(__AVX512F__)
+  asm("vfnmadd231ps %2, %1, %0" : "+v"(sum.v) : "v"(a.v), "v"(b.v));
+#elif defined(__AVX2__)
+  asm("vfnmadd231ps %2, %1, %0" : "+x"(sum.v) : "x"(a.v), "x"(b.v));
+#else
+  sum.v -= a.v * b.v;
+#endif
+}
+
+// Filters whose 2 x 2 outputs and partial sums, seven vectors each, fit the registers.
+#if defined(__AVX512F__)
+constexpr int kShallowRows = 4;
+#else
+constexpr int kShallowRows = 2;
+#endif
+
+// sums[filter] += (or -=) the products of one pattern.
+template <bool subtract>
+STURDY_ALWAYS_INLINE void add_pattern(Vec<float> (&sums)[kShallowRows], const float* filters, const float* transformed,
+                                      int64_t pitch, int64_t depth) {
+  for (int64_t k = 0; k < depth; k++) {
+    asm volatile("" ::: "memory");
+    const Vec<float> value = load(transformed + k * pitch);
+    STURDY_UNROLL
+    for (int f = 0; f < kShallowRows; f++) {
+      if (subtract) {
+        subtract_product(sums[f], broadcast(filters[k * kGemmRows + f]), value);
+      } else {
+        accumulate(sums[f], broadcast(filters[k * kGemmRows + f]), value);
+      }
+    }
+  }
+}
+
+// The four patterns of one row: left (+)= P0 + P1 + P2, right (+)= P1 - P2 - P3, or all of it subtracted.
+template <bool subtract>
+STURDY_ALWAYS_INLINE void add_pattern_row(Vec<float> (&left)[kShallowRows], Vec<float> (&right)[kShallowRows],
+                                          const int64_t* begin, const float* filters, const float* transformed,
+                                          int64_t pitch) {
+  const auto add = [&](int column, auto& sums, auto negative) __attribute__((always_inline)) {
+    add_pattern<decltype(negative)::value>(sums, filters + begin[column] * kGemmRows,
+                                           transformed + begin[column] * pitch, pitch,
+                                           begin[column + 1] - begin[column]);
+  };
+  constexpr std::bool_constant<subtract> same{};
+  constexpr std::bool_constant<!subtract> opposite{};
+  add(0, left, same);
+  STURDY_UNROLL
+  for (int column = 1; column < 3; column++) {
+    Vec<float> sums[kShallowRows];
+    STURDY_UNROLL
+    for (int f = 0; f < kShallowRows; f++) {
+      sums[f] = zero<float>();
+    }
+    add(column, sums, same);
+    STURDY_UNROLL
+    for (int f = 0; f < kShallowRows; f++) {
+      left[f] += sums[f];
+      right[f] = column == 1 ? right[f] + sums[f] : right[f] - sums[f];
+    }
+  }
+  add(3, right, opposite);
+}
+
+// p of kShallowRows filters on one vector of tiles where the patterns are so shallow that storing their products would
+// take longer than computing them: nothing leaves the registers but p.
+__attribute__((noinline)) static void shallow_tile(const int64_t* begin, const float* filters, const float* transformed,
+                                                   int64_t pitch, float* even, int64_t half_pitch) {
+  constexpr int lanes = kLanes<float>;
+  constexpr int n = kShallowRows;
+  Vec<float> top[2][n];
+  Vec<float> bottom[2][n];
+  STURDY_UNROLL
+  for (int f = 0; f < n; f++) {
+    top[0][f] = top[1][f] = zero<float>();
+  }
+  add_pattern_row<false>(top[0], top[1], begin, filters, transformed, pitch);
+  STURDY_UNROLL
+  for (int row = 1; row < 3; row++) {
+    Vec<float> sums[2][n];
+    STURDY_UNROLL
+    for (int f = 0; f < n; f++) {
+      sums[0][f] = sums[1][f] = zero<float>();
+    }
+    add_pattern_row<false>(sums[0], sums[1], begin + 4 * row, filters, transformed, pitch);
+    STURDY_UNROLL
+    for (int f = 0; f < n; f++) {
+      STURDY_UNROLL
+      for (int k = 0; k < 2; k++) {
+        top[k][f] += sums[k][f];
+        bottom[k][f] = row == 1 ? sums[k][f] : bottom[k][f] - sums[k][f];
+      }
+    }
+  }
+  add_pattern_row<true>(bottom[0], bottom[1], begin + 12, filters, transformed, pitch);
+  STURDY_UNROLL
+  for (int f = 0; f < n; f++) {
+    float* to = even + 2 * f * half_pitch;
+    store(to, interleave<float, 0>(top[0][f], top[1][f]));
+    store(to + lanes, interleave<float, 1>(top[0][f], top[1][f]));
+    store(to + half_pitch, interleave<float, 0>(bottom[0][f], bottom[1][f]));
+    store(to + half_pitch + lanes, interleave<float, 1>(bottom[0][f], bottom[1][f]));
   }
 }
 
@@ -148,12 +355,27 @@ STURDY_ALWAYS_INLINE void multiply_chunk(const WinogradPlan& plan, const float* 
   }
 }
 
+constexpr int64_t kShallowDepth = 8;  // average terms of a pattern
+
+STURDY_ALWAYS_INLINE bool is_shallow(const WinogradPlan& plan) {
+  return kVectorBytes > 16 && plan.planes <= kShallowDepth * cpu::kWinogradPatterns;
+}
+
 // p of a block of filters on a band, each filter's even rows, then its odd rows, half_pitch elements each.
-static inline void convolve_band(const WinogradPlan& plan, const WinogradBand& band, int64_t block, float* products,
-                                 float* push, int64_t half_pitch) {
+__attribute__((noinline)) static void convolve_band(const WinogradPlan& plan, const WinogradBand& band, int64_t block,
+                                                    float* products, float* push, int64_t half_pitch) {
   constexpr int lanes = kLanes<float>;
   const float* filters = plan.filters + block * plan.planes * kGemmRows;
   const int64_t vectors = ((band.last - band.first) * plan.tiles_w + lanes - 1) / lanes;
+  if (is_shallow(plan)) {
+    for (int64_t i = 0; i < kGemmRows; i += kShallowRows) {
+      for (int64_t vector = 0; vector < vectors; vector++) {
+        shallow_tile(plan.plane_begin, filters + i, band.transformed + vector * lanes, plan.plane_pitch,
+                     push + 2 * i * half_pitch + 2 * vector * lanes, half_pitch);
+      }
+    }
+    return;
+  }
   const int64_t chunks = (vectors + kGemmVectors - 1) / kGemmVectors;
   for (int64_t chunk = 0; chunk < chunks; chunk++) {  // as even as possible
     const int64_t first = vectors * chunk / chunks;
@@ -184,42 +406,60 @@ struct FilterValues {
   Vec<float> range, inhibition, bias;
 };
 
+template <typename S>
+struct RowsPair {
+  S *even, *odd;
+
+  STURDY_ALWAYS_INLINE S* of(int row) const { return row == 0 ? even : odd; }
+};
+
+// A vector to the columns [i, ...) of a row.
+template <typename S>
+STURDY_ALWAYS_INLINE void store_columns(S* to, int64_t i, int64_t width, Vec<float> value) {
+  if (i + kLanes<float> <= width) {
+    store(to + i, value);
+  } else {
+    store_partial(to + i, value, width - i);
+  }
+}
+
 // out = relu(p) - inhibition * relu(range * mean box - mean p) + bias for rows of tiles [first, last) of one filter.
 // mean_box(y) is a row.
 template <typename S, typename MeanBox>
-static void finish_rows(const WinogradPlan& plan, const MapRows& rows, int64_t first, int64_t last,
-                        const FilterValues& values, const MeanBox& mean_box, float* const lines[2], S* out,
-                        int64_t out_step, S* push) {
+__attribute__((noinline)) static void finish_rows(const WinogradPlan& plan, const MapRows& rows, int64_t first,
+                                                  int64_t last, const FilterValues& values, const MeanBox& mean_box,
+                                                  float* const lines[2], S* out, int64_t out_step, S* push) {
   constexpr int lanes = kLanes<float>;
   const int64_t width = plan.geometry.out_w;
-  const auto put = [width](S* to, int64_t i, Vec<float> value) __attribute__((always_inline)) {
-    if (i + lanes <= width) {
-      store(to + i, value);
-    } else {
-      store_partial(to + i, value, width - i);
-    }
-  };
+  const Vec<float> range = values.range;
+  const Vec<float> inhibition = values.inhibition;
+  const Vec<float> bias = values.bias;
   for (int64_t tile = first; tile < last; tile++) {
     const int64_t count = least(2, plan.geometry.out_h - 2 * tile);
-    const float* const p[2] = {rows.row(2 * tile), rows.row(2 * tile + 1)};
-    const float* const box[2] = {mean_box(2 * tile), count > 1 ? mean_box(2 * tile + 1) : nullptr};
-    S* const to[2] = {out + 2 * tile * out_step, out + (2 * tile + 1) * out_step};
-    const auto finish = [&](int odd, int64_t i, Vec<float> mean) __attribute__((always_inline)) {
-      const Vec<float> u = values.range * load(box[odd] + i) - mean;
-      put(to[odd], i, relu(load(p[odd] + i)) - values.inhibition * relu(u) + values.bias);
-    };
-    if (pools(plan)) {
-      for_each_mean(plan, rows, tile, lines, finish);
-    } else {
-      for (int64_t odd = 0; odd < count; odd++) {
-        for (int64_t i = 0; i < width; i += lanes) {
-          finish(odd, i, load(p[odd] + i));
-        }
+    for (int64_t odd = 0; odd < count && push != nullptr; odd++) {
+      const float* p = rows.row(2 * tile + odd);
+      for (int64_t i = 0; i < width; i += lanes) {
+        store_columns(push + (2 * tile + odd) * out_step, i, width, load(p + i));
       }
     }
-    for (int64_t odd = 0; odd < count && push != nullptr; odd++) {
+    if (pools(plan)) {
+      const RowsPair<const float> p = {rows.row(2 * tile), rows.row(2 * tile + 1)};
+      const RowsPair<const float> box = {mean_box(2 * tile), mean_box(2 * tile + count - 1)};
+      const RowsPair<S> to = {out + 2 * tile * out_step, out + (2 * tile + 1) * out_step};
+      for_each_mean(plan, rows, tile, lines, [=](int odd, int64_t i, Vec<float> mean) __attribute__((always_inline)) {
+        const Vec<float> u = range * load(box.of(odd) + i) - mean;
+        store_columns(to.of(odd), i, width, relu(load(p.of(odd) + i)) - inhibition * relu(u) + bias);
+      });
+      continue;
+    }
+    for (int64_t y = 2 * tile; y < 2 * tile + count; y++) {
+      const float* p = rows.row(y);
+      const float* box = mean_box(y);
+      S* to = out + y * out_step;
       for (int64_t i = 0; i < width; i += lanes) {
-        put(push + (2 * tile + odd) * out_step, i, load(p[odd] + i));
+        const Vec<float> value = load(p + i);
+        const Vec<float> u = range * load(box + i) - value;
+        store_columns(to, i, width, relu(value) - inhibition * relu(u) + bias);
       }
     }
   }
@@ -251,7 +491,7 @@ STURDY_ALWAYS_INLINE WinogradTask take_winograd_task(const WinogradPlan& plan, A
   task.box = arena.take<float>(2 * task.half_pitch + 2 * lanes);
   task.row_pitch = round_up_to_lanes<float>(2 * plan.tiles_w);
   task.mean_box = arena.take<float>(pools(plan) ? 2 * (plan.band_tile_rows + plan.lag) * task.row_pitch : 0);
-  task.kernel_sum = arena.take<float>(plan.sum_pitch);
+  task.kernel_sum = arena.take<float>(plan.row_pitch + lanes);
   task.zeros = arena.take<float>(task.row_pitch);
   for (float*& line : task.lines) {
     line = arena.take<float>(task.row_pitch + 2 * plan.half_w + 2 * lanes);

@@ -83,8 +83,9 @@ struct WinogradPlan {
   // The input of a band: rows of the image between zeros, cut into 2 * stride_w phases, [phase][column].
   int64_t extent_h, extent_w;  // inputs that a tile's outputs see
   int64_t phases, phase_pitch;
-  int64_t sum_pitch;     // of a row of the input's sum over channels: phases * phase_pitch
-  int64_t column_pitch;  // of a row of column terms: horizontal.count * vectors of tiles
+  int64_t row_pitch;          // phases * phase_pitch
+  int64_t* position_offsets;  // (extent_w): of a position of the first tile's window in a row that is cut into phases
+  int64_t tile_pitch;         // tiles_w in whole vectors
 
   // Pooling. A window that covers more than the map is clipped, so half windows never exceed it.
   int64_t half_h, half_w;

@@ -23,7 +23,7 @@ struct WinogradBand {
   float* channel_sum;  // [input row][phase][column]: the input summed over channels, from which the box map is made
   float* line;         // one row of the input between zeros
   float* phases;       // the same by phases, [phase][column]
-  float* columns;      // column terms of one channel, [input row][column term][tile column]
+  float* columns;      // column terms of one channel, [column term][input row][tile column]
 };
 
 // Rows of the input that `tile_rows` rows of tiles see.
@@ -35,10 +35,10 @@ STURDY_ALWAYS_INLINE WinogradBand take_winograd_band(const WinogradPlan& plan, A
   const int64_t rows = winograd_input_rows(plan, plan.band_tile_rows);
   WinogradBand band{};
   band.transformed = arena.take<float>(plan.planes * plan.plane_pitch);
-  band.channel_sum = arena.take<float>(rows * plan.sum_pitch);
-  band.line = arena.take<float>(plan.sum_pitch);
-  band.phases = arena.take<float>(plan.sum_pitch);
-  band.columns = arena.take<float>(rows * plan.column_pitch);
+  band.channel_sum = arena.take<float>(rows * plan.row_pitch);
+  band.line = arena.take<float>(plan.row_pitch);
+  band.phases = arena.take<float>(plan.row_pitch + plan.lanes);  // whole vectors are read, and dropped, behind the end
+  band.columns = arena.take<float>(plan.horizontal.count * rows * plan.tile_pitch);
   return band;
 }
 
@@ -109,102 +109,112 @@ STURDY_ALWAYS_INLINE void split_phases(const WinogradPlan& plan, const float* fr
   }
 }
 
-// The term's combination of a and b, for `count` elements and on to the end of a vector.
-STURDY_ALWAYS_INLINE void combine(const WinogradTerm& term, const float* a, const float* b, float* to, int64_t count) {
-  constexpr int lanes = kLanes<float>;
+// Calls use(a function that combines two vectors) as the term wants it.
+template <typename Use>
+STURDY_ALWAYS_INLINE void with_combination(const WinogradTerm& term, const Use& use) {
+  using V = Vec<float>;
   if (term.second_sign < 0) {
-    for (int64_t i = 0; i < count; i += lanes) {
-      store(to + i, load(a + i) - load(b + i));
-    }
+    use([](V a, V b) __attribute__((always_inline)) { return a - b; });
   } else if (term.second_sign > 0) {
-    for (int64_t i = 0; i < count; i += lanes) {
-      store(to + i, load(a + i) + load(b + i));
-    }
+    use([](V a, V b) __attribute__((always_inline)) { return a + b; });
   } else if (term.first_sign > 0) {
-    for (int64_t i = 0; i < count; i += lanes) {
-      store(to + i, load(a + i));
-    }
+    use([](V a, V) __attribute__((always_inline)) { return a; });
   } else {
-    for (int64_t i = 0; i < count; i += lanes) {
-      store(to + i, zero<float>() - load(a + i));
-    }
+    use([](V a, V) __attribute__((always_inline)) { return zero<float>() - a; });
   }
 }
 
 // Reads the band's part of channels [group * in_group, ...) of image n.
 template <typename S>
-static void transform_input(const WinogradPlan& plan, const View4& input, int64_t n, int64_t group,
-                            WinogradBand& band) {
+__attribute__((noinline)) static void transform_input(const WinogradPlan& plan, const View4& input, int64_t n,
+                                                      int64_t group, WinogradBand& band) {
+  constexpr int lanes = kLanes<float>;
   const PushPullGeometry& g = plan.geometry;
   const int64_t tile_rows = band.last - band.first;
   const int64_t rows = winograd_input_rows(plan, tile_rows);
   const int64_t top = band.first * 2 * g.stride_h - g.pad_top;
-  const int64_t begin = least(g.pad_left, plan.sum_pitch);
-  const int64_t end = least(g.pad_left + g.in_w, plan.sum_pitch);
-  const int64_t step = plan.horizontal.count;
-  const int64_t term_pitch = plan.column_pitch / step;
-  fill_zero(band.channel_sum, rows * plan.sum_pitch);
+  const int64_t begin = least(g.pad_left, plan.row_pitch);
+  const int64_t end = least(g.pad_left + g.in_w, plan.row_pitch);
+  const int64_t pitch = plan.tile_pitch;
+  fill_zero(band.channel_sum, rows * plan.row_pitch);
   fill_zero(band.line, begin);
-  fill_zero(band.line + end, plan.sum_pitch - end);
+  fill_zero(band.line + end, plan.row_pitch - end);
 
   for (int64_t c = 0; c < plan.in_group; c++) {
     const S* image =
         static_cast<const S*>(input.data) + n * input.stride[0] + (group * plan.in_group + c) * input.stride[1];
     for (int64_t row = 0; row < rows; row++) {
-      float* columns = band.columns + row * plan.column_pitch;
+      float* columns = band.columns + row * pitch;
       const int64_t y = top + row;
       if (y < 0 || y >= g.in_h) {
-        fill_zero(columns, plan.column_pitch);
+        for (int64_t h = 0; h < plan.horizontal.count; h++) {
+          fill_zero(columns + h * rows * pitch, pitch);
+        }
         continue;
       }
-      gather_row(image + y * input.stride[2], input.stride[3], band.line + begin, end - begin);
+      const S* from = image + y * input.stride[2];
+      gather_row(from, input.stride[3], band.line + begin, end - begin);
+      if (c + 1 < plan.in_group && input.stride[3] == 1) {  // rows of a channel are short and far apart
+        for (int64_t i = 0; i < end - begin; i += 64 / static_cast<int64_t>(sizeof(S))) {
+          __builtin_prefetch(from + input.stride[1] + i);
+        }
+      }
       split_phases(plan, band.line, band.phases);
-      float* sum = band.channel_sum + row * plan.sum_pitch;
-      for (int64_t i = 0; i < plan.sum_pitch; i += kLanes<float>) {
+      float* sum = band.channel_sum + row * plan.row_pitch;
+      for (int64_t i = 0; i < plan.row_pitch; i += lanes) {
         store(sum + i, load(sum + i) + load(band.phases + i));
       }
-      for (int64_t h = 0; h < step; h++) {
+      for (int64_t h = 0; h < plan.horizontal.count; h++) {
         const WinogradTerm& term = plan.horizontal.terms[h];
-        const auto at = [&](int64_t position) {
-          return band.phases + position % plan.phases * plan.phase_pitch + position / plan.phases;
-        };
-        combine(term, at(term.first), at(term.second), columns + h * term_pitch, term_pitch);
+        const float* a = band.phases + plan.position_offsets[term.first];
+        const float* b = band.phases + plan.position_offsets[term.second];
+        float* to = columns + h * rows * pitch;
+        with_combination(term, [=](const auto& combine) __attribute__((always_inline)) {
+          for (int64_t i = 0; i < pitch; i += lanes) {
+            store(to + i, combine(load(a + i), load(b + i)));
+          }
+        });
       }
     }
 
     // Whole vectors are stored; what is too much of a row of tiles is overwritten by the next.
-    for (int64_t tile_row = 0; tile_row < tile_rows; tile_row++) {
-      const float* columns = band.columns + tile_row * 2 * g.stride_h * plan.column_pitch;
+    for (int64_t h = 0; h < plan.horizontal.count; h++) {
       for (int64_t v = 0; v < plan.vertical.count; v++) {
         const WinogradTerm& term = plan.vertical.terms[v];
-        const float* a = columns + term.first * plan.column_pitch;
-        const float* b = columns + term.second * plan.column_pitch;
-        for (int64_t h = 0; h < step; h++) {
-          const int64_t plane = plan.term_planes[v * step + h] + c;
-          combine(term, a + h * term_pitch, b + h * term_pitch,
-                  band.transformed + plane * plan.plane_pitch + tile_row * plan.tiles_w, plan.tiles_w);
-        }
+        const float* columns = band.columns + h * rows * pitch;
+        float* plane = band.transformed + (plan.term_planes[v * plan.horizontal.count + h] + c) * plan.plane_pitch;
+        with_combination(term, [&](const auto& combine) __attribute__((always_inline)) {
+          const float* a = columns + term.first * pitch;
+          const float* b = columns + term.second * pitch;
+          float* to = plane;
+          for (int64_t tile_row = 0; tile_row < tile_rows; tile_row++) {
+            for (int64_t i = 0; i < pitch; i += lanes) {
+              store(to + i, combine(load(a + i), load(b + i)));
+            }
+            to += plan.tiles_w;
+            a += 2 * g.stride_h * pitch;
+            b += 2 * g.stride_h * pitch;
+          }
+          store(to, zero<float>());
+        });
       }
     }
-  }
-  for (int64_t plane = 0; plane < plan.planes; plane++) {
-    store(band.transformed + plane * plan.plane_pitch + tile_rows * plan.tiles_w, zero<float>());
   }
 }
 
 // The convolution of the band's input with a kernel of ones. Even rows of the output go to rows[0], odd ones to
 // rows[1], row y of the band to (y / 2) * 2 * tiles_w, and on to the end of a vector. A last row or column behind the
-// map is computed as well.
-static inline void box_rows(const WinogradPlan& plan, const WinogradBand& band, float* const rows[2],
-                            float* kernel_sum) {
+// map is computed as well. kernel_sum has room for row_pitch elements and a vector.
+__attribute__((noinline)) static void box_rows(const WinogradPlan& plan, const WinogradBand& band, float* const rows[2],
+                                               float* kernel_sum) {
   constexpr int lanes = kLanes<float>;
   const PushPullGeometry& g = plan.geometry;
   for (int64_t row = 0; row < 2 * (band.last - band.first); row++) {
-    const float* sums = band.channel_sum + row * g.stride_h * plan.sum_pitch;
-    for (int64_t i = 0; i < plan.sum_pitch; i += lanes) {
+    const float* sums = band.channel_sum + row * g.stride_h * plan.row_pitch;
+    for (int64_t i = 0; i < plan.row_pitch; i += lanes) {
       Vec<float> sum = zero<float>();
       for (int64_t k = 0; k < g.kernel_h; k++) {
-        sum += load(sums + k * plan.sum_pitch + i);
+        sum += load(sums + k * plan.row_pitch + i);
       }
       store(kernel_sum + i, sum);
     }
@@ -215,7 +225,7 @@ static inline void box_rows(const WinogradPlan& plan, const WinogradBand& band, 
       for (int odd = 0; odd < 2; odd++) {
         column[odd] = zero<float>();
         for (int64_t k = odd * g.stride_w; k < odd * g.stride_w + g.kernel_w; k++) {
-          column[odd] += load(kernel_sum + k % plan.phases * plan.phase_pitch + k / plan.phases + i);
+          column[odd] += load(kernel_sum + plan.position_offsets[k] + i);
         }
       }
       store(to + 2 * i, interleave<float, 0>(column[0], column[1]));
