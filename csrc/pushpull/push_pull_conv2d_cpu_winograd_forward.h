@@ -335,11 +335,36 @@ __attribute__((noinline)) static void shallow_tile(const int64_t* begin, const f
   }
 }
 
+// Where the finished rows of a block of filters will be written. Claiming their cache lines while the products are
+// computed takes the waiting for memory out of the epilogue. A few are claimed at a time, so that the products' own
+// loads do not have to queue.
+struct OutputLines {
+  const char* data;
+  int64_t filters, filter_bytes;  // rows of a filter are contiguous
+  int64_t bytes;                  // to be written of each filter
+  int64_t step;                   // bytes that are claimed at a time
+
+  STURDY_ALWAYS_INLINE void cut(int64_t parts) { step = (bytes + 64 * parts - 1) / (64 * parts) * 64; }
+
+  // The lines of one part of one filter.
+  STURDY_ALWAYS_INLINE void claim(int64_t filter, int64_t part) const {
+    if (filter < filters) {
+      const int64_t end = least(bytes, (part + 1) * step);
+      for (int64_t i = part * step; i < end; i += 64) {
+        __builtin_prefetch(data + filter * filter_bytes + i, 1);
+      }
+    }
+  }
+};
+
+constexpr int kClaimsPerChunk = cpu::kWinogradPatterns / kGemmRows;  // of one filter
+
 template <int vectors>
 STURDY_ALWAYS_INLINE void multiply_chunk(const WinogradPlan& plan, const float* filters, const float* transformed,
-                                         float* products) {
+                                         const OutputLines& lines, int64_t chunk, float* products) {
   constexpr int width = vectors * kLanes<float>;
   for (int pattern = 0; pattern < cpu::kWinogradPatterns; pattern++) {
+    lines.claim(pattern % kGemmRows, chunk * kClaimsPerChunk + pattern / kGemmRows);
     const int64_t begin = plan.plane_begin[pattern];
     const int64_t depth = plan.plane_begin[pattern + 1] - begin;
     const int64_t blocks = (depth + kWinogradDepth - 1) / kWinogradDepth;
@@ -363,13 +388,18 @@ STURDY_ALWAYS_INLINE bool is_shallow(const WinogradPlan& plan) {
 
 // p of a block of filters on a band, each filter's even rows, then its odd rows, half_pitch elements each.
 __attribute__((noinline)) static void convolve_band(const WinogradPlan& plan, const WinogradBand& band, int64_t block,
-                                                    float* products, float* push, int64_t half_pitch) {
+                                                    float* products, float* push, int64_t half_pitch,
+                                                    OutputLines lines) {
   constexpr int lanes = kLanes<float>;
   const float* filters = plan.filters + block * plan.planes * kGemmRows;
   const int64_t vectors = ((band.last - band.first) * plan.tiles_w + lanes - 1) / lanes;
   if (is_shallow(plan)) {
-    for (int64_t i = 0; i < kGemmRows; i += kShallowRows) {
-      for (int64_t vector = 0; vector < vectors; vector++) {
+    lines.cut(vectors);
+    for (int64_t vector = 0; vector < vectors; vector++) {
+      for (int64_t i = 0; i < kGemmRows; i += kShallowRows) {
+        for (int64_t k = i; k < i + kShallowRows; k++) {
+          lines.claim(k, vector);
+        }
         shallow_tile(plan.plane_begin, filters + i, band.transformed + vector * lanes, plan.plane_pitch,
                      push + 2 * i * half_pitch + 2 * vector * lanes, half_pitch);
       }
@@ -377,19 +407,20 @@ __attribute__((noinline)) static void convolve_band(const WinogradPlan& plan, co
     return;
   }
   const int64_t chunks = (vectors + kGemmVectors - 1) / kGemmVectors;
+  lines.cut(chunks * kClaimsPerChunk);
   for (int64_t chunk = 0; chunk < chunks; chunk++) {  // as even as possible
     const int64_t first = vectors * chunk / chunks;
     const int64_t count = vectors * (chunk + 1) / chunks - first;
     const float* transformed = band.transformed + first * lanes;
     switch (count) {
       case 1:
-        multiply_chunk<1>(plan, filters, transformed, products);
+        multiply_chunk<1>(plan, filters, transformed, lines, chunk, products);
         break;
       case 2:
-        multiply_chunk<2>(plan, filters, transformed, products);
+        multiply_chunk<2>(plan, filters, transformed, lines, chunk, products);
         break;
       default:
-        multiply_chunk<3>(plan, filters, transformed, products);
+        multiply_chunk<3>(plan, filters, transformed, lines, chunk, products);
     }
     const int64_t width = count * lanes;
     for (int64_t i = 0; i < kGemmRows; i++) {
@@ -550,9 +581,17 @@ static void forward_group(const WinogradPlan& plan, const PushPullForwardParams&
     };
 
     for (int64_t block = first_block; block < last_block; block++) {
-      convolve_band(plan, band, block, task.products, task.push, task.half_pitch);
       const int64_t in_group = block % plan.blocks_per_group * kGemmRows;
       const int64_t filters = least(kGemmRows, plan.out_group - in_group);
+      const int64_t size = sizeof(S);
+      const int64_t first_row = 2 * done;
+      const int64_t last_row = least(rows.height, 2 * ready);
+      const OutputLines lines = {
+          reinterpret_cast<const char*>(static_cast<S*>(params.out.data) + n * params.out.stride[0] +
+                                        (group * plan.out_group + in_group) * params.out.stride[1] +
+                                        first_row * params.out.stride[2]),
+          filters, params.out.stride[1] * size, (last_row - first_row) * params.out.stride[2] * size, 0};
+      convolve_band(plan, band, block, task.products, task.push, task.half_pitch, lines);
       for (int64_t k = 0; k < filters; k++) {
         const int64_t at = block * kGemmRows + k;
         const int64_t channel = group * plan.out_group + in_group + k;
