@@ -48,7 +48,7 @@ class Block {
 };
 
 Block& block(ScratchSlot slot) {
-  thread_local Block blocks[2];
+  thread_local Block blocks[4];
   return blocks[static_cast<int>(slot)];
 }
 

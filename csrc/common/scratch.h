@@ -8,8 +8,9 @@
 
 namespace sturdy {
 
-// A thread that started a call also works on its tasks, so the two have memory of their own.
-enum class ScratchSlot { call, task };
+// A thread that started a call also works on its tasks, so the two have memory of their own; and so have matrix
+// products, which calls and tasks may start while they hold theirs.
+enum class ScratchSlot { call, task, product, product_task };
 
 // At least `bytes` bytes, aligned to 64, contents unspecified; valid until the next request for the same slot on this
 // thread. Throws std::bad_alloc.

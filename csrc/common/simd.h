@@ -13,6 +13,7 @@
 #if defined(__x86_64__)
 #if defined(__GNUC__) && !defined(__clang__)  // gcc 12 warns of its own header's undefined vectors
 #pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wuninitialized"
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #endif
 #include <immintrin.h>
@@ -228,6 +229,10 @@ template <typename T>
 struct LaneIndex;
 template <>
 struct LaneIndex<float> {
+  typedef int32_t Native __attribute__((vector_size(kVectorBytes)));
+};
+template <>
+struct LaneIndex<uint32_t> {
   typedef int32_t Native __attribute__((vector_size(kVectorBytes)));
 };
 template <>
