@@ -35,25 +35,31 @@ void cut(GemmPlan& plan, const GemmKernels& kernels) {
   plan.depth_blocks = std::max<int64_t>(1, divide_up(plan.depth, kGemmDepthBlock));
   plan.chunks = divide_up(plan.depth_blocks, kGemmChunkBlocks);
 
+  // A last panel of one vector takes as long as one of two: with few columns, better panels of two each.
+  plan.panel_columns = kernels.panel_columns;
+  const int64_t steps = divide_up(p.columns, kernels.column_step);
+  if (kernels.panel_columns == 3 * kernels.column_step && steps > 1 && steps <= 10 && steps % 3 == 1) {
+    plan.panel_columns = 2 * kernels.column_step;
+  }
   const int64_t row_panels = divide_up(p.rows, kernels.panel_rows);
-  const int64_t column_panels = divide_up(p.columns, kernels.panel_columns);
+  const int64_t column_panels = divide_up(p.columns, plan.panel_columns);
   const int64_t least_rows = std::max<int64_t>(1, kLeastBlockRows / kernels.panel_rows);
   const int64_t most_rows = std::max<int64_t>(1, kMostBlockRows / kernels.panel_rows);
-  const int64_t panel_bytes = kernels.panel_columns * kGemmDepthBlock * kernels.packed_bytes;
+  const int64_t panel_bytes = plan.panel_columns * kGemmDepthBlock * kernels.packed_bytes;
   const int64_t most_columns = std::max<int64_t>(1, kBlockBytes / panel_bytes);
   // With few rows each part of b is used by one task, which packs it for itself.
   int64_t row_block = most_rows;
   int64_t column_block = most_columns;
   if (row_panels <= most_rows) {
     column_block = block_panels(column_panels, kTasksWanted, 2, most_columns);
-    const int64_t tasks = divide_up(column_panels, column_block);
+    const int64_t tasks = divide_up(column_panels, column_block) * plan.chunks;
     row_block = tasks * 2 > kTasksWanted ? most_rows : least_rows;
   } else {
     row_block = block_panels(row_panels, kTasksWanted, least_rows, most_rows);
     column_block = block_panels(column_panels, 1, 1, most_columns);
   }
   plan.block_rows = std::min(row_block, row_panels) * kernels.panel_rows;
-  plan.block_columns = column_block * kernels.panel_columns;
+  plan.block_columns = column_block * plan.panel_columns;
   plan.row_blocks = divide_up(p.rows, plan.block_rows);
   plan.tile_pitch = plan.block_rows * std::min(plan.block_columns, round_up(p.columns, kernels.column_step));
 }

@@ -56,6 +56,7 @@ struct GemmPlan {
   int64_t row_blocks, block_rows;
   int64_t column_blocks, block_columns;
   int64_t first_column, end_column;  // of this round
+  int64_t panel_columns;             // of packed b: the kernel's, or less where that leaves no narrow last panel
   int64_t tile_pitch;                // elements of the sums of one block
   void* packed_b;  // all of this round's columns: [depth block][panel][k][column]; null: tasks pack their own
   void* partials;  // sums by [chunk][block], where chunks are tasks of their own; else null

@@ -19,6 +19,7 @@ struct AmxKernel {
   static constexpr int kColumnStep = kTileWords;
   static constexpr int kDepthStep = kTileWords;
   static constexpr bool kPaddedRows = true;
+  static constexpr int kFewRows = 0;
   using Session = TileSession;
 
   static void pack_a(const PairSource& a, int64_t first, int64_t height, int64_t k0, int64_t depth, uint32_t* to) {
@@ -30,10 +31,6 @@ struct AmxKernel {
         to += kPanelRows * kTileWords;
       }
     }
-  }
-
-  static void pack_b(const PairSource& b, int64_t first, int64_t columns, int64_t k0, int64_t depth, uint32_t* to) {
-    pack_columns(b, first, columns, k0, depth, kPanelColumns, kColumnStep, to);
   }
 
   static void tile(int64_t rows, int64_t columns, const uint32_t* a, const uint32_t* b, int64_t depth, float* out,

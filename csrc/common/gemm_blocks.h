@@ -6,7 +6,9 @@
 //   kPanelRows, kPanelColumns        of a tile
 //   kColumnStep                      the last panel of columns is rounded up to this
 //   kDepthStep                       packed depth is a multiple of this
-//   pack_a, pack_b                   pack rows and columns; `depth` is a multiple of kDepthStep
+//   pack_a                           packs rows; `depth` is a multiple of kDepthStep
+//   kFewRows                         up to so many rows b is not packed but multiplied where it is; 0: never
+//   few_rows(...)                    does that
 //   tile(rows, columns, a, b, depth, out, out_step, add)
 //   Session                          lives while a thread runs tiles
 #pragma once
@@ -36,13 +38,14 @@ class GemmBlocks {
       const int64_t block = unit / plan.column_blocks;
       const Columns columns = column_block(plan, unit % plan.column_blocks);
       const int64_t k0 = block * cpu::kGemmDepthBlock;
-      Kernel::pack_b(b, columns.first, columns.count, k0, block_depth(plan, block), packed_b(plan, block, columns));
+      pack_columns(b, columns.first, columns.count, k0, block_depth(plan, block), plan.panel_columns,
+                   Kernel::kColumnStep, packed_b(plan, block, columns));
     }
   }
 
   static void multiply(const cpu::GemmPlan& plan, int64_t begin, int64_t end) {
     typename Kernel::Session session;
-    const bool direct = writes_out_directly(plan);
+    const bool direct = writes_out_directly(plan) && !has_few_rows(plan);
     Arena sizes(nullptr);
     Task task;
     place(plan, direct, sizes, task);
@@ -93,6 +96,7 @@ class GemmBlocks {
     Sum* sums;        // [panel of columns][panel of rows][row][column]
     Sum* chunk_sums;  // of a later chunk
     Sum* edge;        // one tile
+    Sum* few;         // sums of a block of depth where b is not packed; else null
   };
 
   static Source a_source(const cpu::GemmPlan& plan) {
@@ -140,7 +144,10 @@ class GemmBlocks {
   static void place(const cpu::GemmPlan& plan, bool direct, Arena& arena, Task& task) {
     const int64_t depth = std::min(cpu::kGemmDepthBlock, plan.depth);
     task.a = arena.take<Packed>(plan.block_rows * depth);
-    task.b = plan.packed_b == nullptr ? arena.take<Packed>(padded_columns(plan.block_columns) * depth) : nullptr;
+    const bool few = has_few_rows(plan);
+    task.few = few ? arena.take<Sum>(plan.tile_pitch) : nullptr;
+    task.b =
+        plan.packed_b == nullptr && !few ? arena.take<Packed>(padded_columns(plan.block_columns) * depth) : nullptr;
     task.edge = arena.take<Sum>(Kernel::kPanelRows * Kernel::kPanelColumns);
     task.sums = direct || plan.partials != nullptr ? nullptr : arena.take<Sum>(plan.tile_pitch);
     task.chunk_sums = plan.partials == nullptr && plan.chunks > 1 ? arena.take<Sum>(plan.tile_pitch) : nullptr;
@@ -161,21 +168,47 @@ class GemmBlocks {
       const int64_t k0 = block * cpu::kGemmDepthBlock;
       const int64_t depth = block_depth(plan, block);
       Kernel::pack_a(a, task.first_row, task.rows, k0, depth, task.a);
+      const bool last = all && block + 1 == end;
+      if (task.few != nullptr) {
+        few_rows(plan, task, k0, depth, sums, block > begin);
+        if (last) {
+          finish_block(plan, task);
+        }
+        continue;
+      }
       const Packed* b = task.b;
       if (plan.packed_b != nullptr) {
         b = packed_b(plan, block, task.columns);
       } else {
-        Kernel::pack_b(b_source(plan), task.columns.first, task.columns.count, k0, depth, task.b);
+        pack_columns(b_source(plan), task.columns.first, task.columns.count, k0, depth, plan.panel_columns,
+                     Kernel::kColumnStep, task.b);
       }
-      tiles(plan, task, b, depth, sums, block > begin, all && block + 1 == end);
+      tiles(plan, task, b, depth, sums, block > begin, last);
+    }
+  }
+
+  // Where b is used once or little more, packing it costs more than multiplying.
+  static bool has_few_rows(const cpu::GemmPlan& plan) {
+    const Source b = b_source(plan);
+    return plan.params.rows <= Kernel::kFewRows && (b.lane_contiguous() || b.depth_contiguous());
+  }
+
+  static void few_rows(const cpu::GemmPlan& plan, Task& task, int64_t k0, int64_t depth, Sum* sums, bool add) {
+    if constexpr (Kernel::kFewRows > 0) {
+      Sum* out = add ? task.few : sums;
+      Kernel::few_rows(b_source(plan), task.columns.first, task.columns.count, k0, depth, plan.panel_columns, task.rows,
+                       task.a, out, plan.block_rows);
+      if (add) {
+        add_sums(plan, out, sums);
+      }
     }
   }
 
   static void tiles(const cpu::GemmPlan& plan, Task& task, const Packed* b, int64_t depth, Sum* sums, bool add,
                     bool last) {
     const cpu::GemmParams& p = plan.params;
-    for (int64_t column = 0; column < task.columns.count; column += Kernel::kPanelColumns) {
-      const int64_t count = std::min<int64_t>(Kernel::kPanelColumns, task.columns.count - column);
+    for (int64_t column = 0; column < task.columns.count; column += plan.panel_columns) {
+      const int64_t count = std::min(plan.panel_columns, task.columns.count - column);
       const int64_t padded = padded_columns(count);
       for (int64_t row = 0; row < task.rows; row += Kernel::kPanelRows) {
         const int64_t rows = std::min<int64_t>(Kernel::kPanelRows, task.rows - row);
@@ -205,8 +238,8 @@ class GemmBlocks {
   }
 
   static void finish_block(const cpu::GemmPlan& plan, const Task& task) {
-    for (int64_t column = 0; column < task.columns.count; column += Kernel::kPanelColumns) {
-      const int64_t count = std::min<int64_t>(Kernel::kPanelColumns, task.columns.count - column);
+    for (int64_t column = 0; column < task.columns.count; column += plan.panel_columns) {
+      const int64_t count = std::min(plan.panel_columns, task.columns.count - column);
       const int64_t padded = padded_columns(count);
       for (int64_t row = 0; row < task.rows; row += Kernel::kPanelRows) {
         const int64_t rows = std::min<int64_t>(Kernel::kPanelRows, task.rows - row);
@@ -309,6 +342,7 @@ struct VectorKernel {
   static constexpr int kColumnStep = kLanes<Sum>;
   static constexpr int kDepthStep = 1;
   static constexpr bool kPaddedRows = false;
+  static constexpr int kFewRows = 4;
   struct Session {
     Session() {}
   };
@@ -318,9 +352,12 @@ struct VectorKernel {
     pack_rows<kPanelRows>(a, first, rows, k0, depth, to);
   }
 
+  // out[panel][row][column] = the product of packed rows of a and columns of b where they are: the same sums as those
+  // of tiles. Panels are out_rows * panel_columns apart.
   template <typename Source>
-  static void pack_b(const Source& b, int64_t first, int64_t columns, int64_t k0, int64_t depth, Packed* to) {
-    pack_columns(b, first, columns, k0, depth, kPanelColumns, kColumnStep, to);
+  static void few_rows(const Source& b, int64_t first, int64_t columns, int64_t k0, int64_t depth,
+                       int64_t panel_columns, int64_t rows, const Packed* a, Sum* out, int64_t out_rows) {
+    few_of_rows<kFewRows>(b, first, columns, k0, depth, panel_columns, rows, a, out, out_rows);
   }
 
   static void tile(int64_t rows, int64_t columns, const Packed* a, const Packed* b, int64_t depth, Sum* out,
@@ -329,6 +366,99 @@ struct VectorKernel {
   }
 
  private:
+  template <int rows, typename Source>
+  static void few_of_rows(const Source& b, int64_t first, int64_t columns, int64_t k0, int64_t depth,
+                          int64_t panel_columns, int64_t wanted, const Packed* a, Sum* out, int64_t out_rows) {
+    if constexpr (rows > 1) {
+      if (wanted < rows) {
+        return few_of_rows<rows - 1>(b, first, columns, k0, depth, panel_columns, wanted, a, out, out_rows);
+      }
+    }
+    const bool along_lanes = b.lane_contiguous();
+    // Sums that stay in memory while rows of b pass, some at a time; or columns of b, each summed up in registers.
+    for (int64_t k = 0; k < depth || k == 0; k += along_lanes ? kPass : std::max<int64_t>(depth, 1)) {
+      for (int64_t panel = 0; panel < columns; panel += panel_columns) {
+        const int64_t count = std::min(panel_columns, columns - panel);
+        const int64_t padded = (count + kColumnStep - 1) / kColumnStep * kColumnStep;
+        for (int64_t j = 0; j < count; j += kColumnStep) {
+          Sum* to = out + panel * out_rows + j;
+          if (!along_lanes) {
+            transposed_columns<rows>(b, first + panel + j, first + columns, k0, depth, a, to, padded);
+          } else if (depth - k >= kPass && count - j >= kColumnStep) {
+            pass<rows, kPass>(b, first + panel + j, kColumnStep, k0 + k, a + k * rows, to, padded, k > 0);
+          } else {
+            for (int64_t i = k; i < std::min(depth, k + kPass); i++) {
+              pass<rows, 1>(b, first + panel + j, count - j, k0 + i, a + i * rows, to, padded, i > 0);
+            }
+            if (depth == 0) {
+              pass<rows, 0>(b, first, 0, k0, a, to, padded, false);
+            }
+          }
+        }
+      }
+    }
+  }
+
+  static constexpr int kPass = 8;  // rows of b
+
+  template <int rows, int steps, typename Source>
+  static STURDY_ALWAYS_INLINE void pass(const Source& b, int64_t column, int64_t count, int64_t k, const Packed* a,
+                                        Sum* out, int64_t out_step, bool add) {
+    Vec<Sum> sum[rows];
+    STURDY_UNROLL
+    for (int i = 0; i < rows; i++) {
+      sum[i] = add ? load(out + i * out_step) : zero<Sum>();
+    }
+    STURDY_UNROLL
+    for (int step = 0; step < steps; step++) {
+      b.prefetch_lanes(column, k + step + steps);
+      const Vec<Packed> columns = b.along_lanes(column, k + step, count);
+      STURDY_UNROLL
+      for (int i = 0; i < rows; i++) {
+        Step::add(sum[i], Step::spread(a + step * rows + i), columns);
+      }
+    }
+    STURDY_UNROLL
+    for (int i = 0; i < rows; i++) {
+      store(out + i * out_step, sum[i]);
+    }
+  }
+
+  template <int rows, typename Source>
+  static void transposed_columns(const Source& b, int64_t column, int64_t last, int64_t k0, int64_t depth,
+                                 const Packed* a, Sum* out, int64_t out_step) {
+    constexpr int lanes = kLanes<Packed>;
+    Vec<Sum> sum[rows];
+    STURDY_UNROLL
+    for (int i = 0; i < rows; i++) {
+      sum[i] = zero<Sum>();
+    }
+    for (int64_t k = 0; k < depth; k += lanes) {
+      Vec<Packed> block[lanes];
+      load_transposed(b, column, last, k0 + k, k0 + depth, block);
+      const auto add = [&](int64_t step) {
+        STURDY_UNROLL
+        for (int i = 0; i < rows; i++) {
+          Step::add(sum[i], Step::spread(a + (k + step) * rows + i), block[step]);
+        }
+      };
+      if (depth - k >= lanes) {  // unrolled, as what is indexed by a variable leaves the registers
+        STURDY_UNROLL
+        for (int step = 0; step < lanes; step++) {
+          add(step);
+        }
+      } else {
+        for (int64_t step = 0; step < depth - k; step++) {
+          add(step);
+        }
+      }
+    }
+    STURDY_UNROLL
+    for (int i = 0; i < rows; i++) {
+      store(out + i * out_step, sum[i]);
+    }
+  }
+
   template <int rows>
   static STURDY_ALWAYS_INLINE void of_rows(int64_t wanted, int64_t columns, const Packed* a, const Packed* b,
                                            int64_t depth, Sum* out, int64_t out_step, bool add) {

@@ -13,6 +13,8 @@
 namespace sturdy {
 namespace STURDY_ISA_NAMESPACE {
 
+constexpr int kPrefetchRows = 3;
+
 // The elements of a matrix, each one packed element.
 template <typename S>
 struct ElementSource {
@@ -34,6 +36,10 @@ struct ElementSource {
   STURDY_ALWAYS_INLINE Vec<Packed> along_depth(int64_t lane, int64_t k, int64_t count) const {
     const S* from = data + lane * lane_stride + k;
     return count >= kLanes<Packed> ? load(from) : load_partial(from, count);
+  }
+  // Past the end too: nothing is read.
+  STURDY_ALWAYS_INLINE void prefetch_lanes(int64_t lane, int64_t k) const {
+    __builtin_prefetch(data + lane + k * depth_stride);
   }
   STURDY_ALWAYS_INLINE Vec<Packed> along_lanes(int64_t lane, int64_t k, int64_t count) const {
     const S* from = data + lane + k * depth_stride;
@@ -72,6 +78,10 @@ struct PairSource {
     return words;
   }
 
+  STURDY_ALWAYS_INLINE void prefetch_lanes(int64_t lane, int64_t k) const {
+    __builtin_prefetch(data + lane + 2 * k * depth_stride);
+    __builtin_prefetch(data + lane + (2 * k + 1) * depth_stride);
+  }
   STURDY_ALWAYS_INLINE Vec<uint32_t> along_lanes(int64_t lane, int64_t k, int64_t count) const {
     const BFloat16* from = data + lane + 2 * k * depth_stride;
     const WordVector first = 2 * k < depth ? halves(from, count) : WordVector{};
@@ -107,47 +117,61 @@ STURDY_ALWAYS_INLINE void load_transposed(const Source& source, int64_t lane, in
 // Columns of b: `width` columns from `first` on, `depth` packed elements from `k0` on, into `panels` of panel_columns
 // columns each, [panel][k][column]. The width of the last panel is rounded up to `column_step`, a multiple of the lanes
 // of a vector; columns behind the last one are 0.
+//
+// Rows that lie along columns are read from end to end, columns that lie along depth a vector's lanes at a time, so
+// that memory is read in runs; and some way ahead, as runs end before the hardware sees them.
 template <typename Source>
 static void pack_columns(const Source& source, int64_t first, int64_t width, int64_t k0, int64_t depth,
                          int64_t panel_columns, int64_t column_step, typename Source::Packed* to) {
   using Packed = typename Source::Packed;
   constexpr int64_t lanes = kLanes<Packed>;
-  constexpr int64_t kTogether = 4;  // panels read side by side: longer runs of memory, few enough streams to write
-  const int64_t group = kTogether * panel_columns;
-  const int64_t last = first + width;
-  const bool vectors = source.lane_contiguous() || source.depth_contiguous();
-  const bool transposing = !source.lane_contiguous() && source.depth_contiguous();
-  for (int64_t begin = 0; begin < width; begin += group) {
-    const int64_t end = std::min(width, begin + group);
-    const int64_t step = transposing ? lanes : 1;
-    for (int64_t k = 0; k < depth; k += step) {
-      for (int64_t panel = begin; panel < end; panel += panel_columns) {
-        const int64_t panel_end = std::min(width, panel + panel_columns);
-        const int64_t pitch = (panel_end - panel + column_step - 1) / column_step * column_step;
-        Packed* at = to + panel * depth + k * pitch;
-        for (int64_t column = panel; column < panel + pitch; column += lanes, at += lanes) {
-          if (transposing) {
-            Vec<Packed> block[lanes];
-            load_transposed(source, first + column, last, k0 + k, k0 + depth, block);
-            const int64_t count = std::min(lanes, depth - k);
-            if (count == lanes) {
-              STURDY_UNROLL
-              for (int i = 0; i < lanes; i++) {
-                store_same(at + i * pitch, block[i]);
-              }
-            } else {
-              for (int64_t i = 0; i < count; i++) {
-                store_same(at + i * pitch, block[i]);
-              }
-            }
-          } else if (vectors) {
-            const int64_t count = panel_end - column;
-            store_same(at, count > 0 ? source.along_lanes(first + column, k0 + k, count) : Vec<Packed>{});
-          } else {
-            for (int64_t lane = 0; lane < lanes; lane++) {
-              at[lane] = column + lane < panel_end ? source.at(first + column + lane, k0 + k) : Packed{};
-            }
-          }
+  const auto panel_at = [&](int64_t column, int64_t& pitch) {  // of the vector that starts at `column`
+    const int64_t panel = column / panel_columns * panel_columns;
+    const int64_t count = std::min(panel_columns, width - panel);
+    pitch = (count + column_step - 1) / column_step * column_step;
+    return to + panel * depth + (column - panel);
+  };
+  const int64_t whole = width / panel_columns * panel_columns;
+  const int64_t padded = whole + (width - whole + column_step - 1) / column_step * column_step;
+  if (source.lane_contiguous()) {
+    for (int64_t k = 0; k < depth; k++) {
+      Packed* at = to + k * panel_columns;
+      for (int64_t panel = 0; panel < whole; panel += panel_columns, at += depth * panel_columns) {
+        for (int64_t j = 0; j < panel_columns; j += lanes) {
+          source.prefetch_lanes(first + panel + j, k0 + k + kPrefetchRows);
+          store_same(at + j, source.along_lanes(first + panel + j, k0 + k, lanes));
+        }
+      }
+      at = to + whole * depth + k * (padded - whole);
+      for (int64_t column = whole; column < padded; column += lanes, at += lanes) {
+        const int64_t count = width - column;
+        store_same(at, count > 0 ? source.along_lanes(first + column, k0 + k, count) : Vec<Packed>{});
+      }
+    }
+    return;
+  }
+  for (int64_t column = 0; column < padded; column += lanes) {
+    int64_t pitch;
+    Packed* at = panel_at(column, pitch);
+    if (!source.depth_contiguous()) {
+      for (int64_t k = 0; k < depth; k++, at += pitch) {
+        for (int64_t lane = 0; lane < lanes; lane++) {
+          at[lane] = column + lane < width ? source.at(first + column + lane, k0 + k) : Packed{};
+        }
+      }
+      continue;
+    }
+    for (int64_t k = 0; k < depth; k += lanes, at += lanes * pitch) {
+      Vec<Packed> block[lanes];
+      load_transposed(source, first + column, first + width, k0 + k, k0 + depth, block);
+      if (depth - k >= lanes) {
+        STURDY_UNROLL
+        for (int i = 0; i < lanes; i++) {
+          store_same(at + i * pitch, block[i]);
+        }
+      } else {
+        for (int64_t i = 0; i < depth - k; i++) {
+          store_same(at + i * pitch, block[i]);
         }
       }
     }
