@@ -41,6 +41,15 @@ const CoreTests& tests_of(int32_t level) {
   return portable::core_tests();
 }
 
+// A pool of this many; making one anew takes longer than a small product.
+void use_threads(int32_t threads) {
+  static int32_t current = 0;
+  if (current != threads) {
+    set_pool_threads(threads);
+    current = threads;
+  }
+}
+
 // Every unit in a call of its own, the last one first.
 void backwards(void*, int64_t n, int64_t, sturdy_body body, void* arg) {
   for (int64_t i = n - 1; i >= 0; i--) {
@@ -179,15 +188,24 @@ STURDY_TEST_API int32_t core_test_gemm(const Request* r) {
   if (r->threads < 0) {
     context.parallel_for = &backwards;
   } else {
-    static int32_t current = 0;
-    if (current != r->threads) {
-      set_pool_threads(r->threads);
-      current = r->threads;
-    }
+    use_threads(r->threads);
   }
   const Threads threads(&context);
   const Status status = r->level < 0 ? cpu::gemm(p, threads) : cpu::gemm(p, threads, kernels_of(r->level, p.dtype));
   return static_cast<int32_t>(status);
+}
+
+// About as many multiply-adds, shared by the threads, on the best vectors: the rate that a product can reach at best.
+STURDY_TEST_API void core_test_multiply_adds(int64_t count, int32_t threads) {
+  use_threads(threads);
+  constexpr int64_t kPiece = 1 << 16;
+  const CoreTests& tests = tests_of(static_cast<int32_t>(cpu_isa()));
+  const int64_t pieces = (count + kPiece - 1) / kPiece;
+  const Threads share(nullptr);
+  share(pieces, 1, [&](int64_t begin, int64_t end) {
+    volatile float kept = tests.multiply_adds(std::min(count, (end - begin) * kPiece));
+    (void)kept;
+  });
 }
 
 STURDY_TEST_API int64_t core_test_twin_configured() { return amx_twin::configured_threads(); }

@@ -27,6 +27,8 @@ struct CoreTests {
   // gemm_tile of every size up to the largest, vectors in columns / lanes.
   bool (*tile)(int64_t rows, int64_t columns, const float* a, const float* b, int64_t b_step, int64_t depth, float* out,
                int64_t out_step, bool add);
+  // At least `count` multiply-adds of floats in registers; returns something of their result.
+  float (*multiply_adds)(int64_t count);
 };
 
 namespace portable {

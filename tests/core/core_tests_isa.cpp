@@ -62,9 +62,28 @@ static bool tile_of(int64_t wanted_rows, int64_t columns, const float* a, const 
   }
 }
 
+static float multiply_adds(int64_t count) {
+  constexpr int sums = 12;  // enough to cover the latency of two units
+  Vec<float> sum[sums];
+  const Vec<float> factor = broadcast(0.5f);
+  for (int i = 0; i < sums; i++) {
+    sum[i] = zero<float>();
+  }
+  for (int64_t done = 0; done < count; done += sums * kLanes<float>) {
+    STURDY_UNROLL
+    for (int i = 0; i < sums; i++) {
+      accumulate(sum[i], factor, factor);
+    }
+  }
+  for (int i = 1; i < sums; i++) {
+    sum[0] += sum[i];
+  }
+  return sum[0].v[0];
+}
+
 const CoreTests& core_tests() {
-  static constexpr CoreTests table = {kGemmRows, kGemmVectors * kLanes<float>,     &map<float>, &map<double>,
-                                      &reduce,   &tile_of<kGemmRows, kGemmVectors>};
+  static constexpr CoreTests table = {kGemmRows, kGemmVectors * kLanes<float>,      &map<float>,   &map<double>,
+                                      &reduce,   &tile_of<kGemmRows, kGemmVectors>, &multiply_adds};
   return table;
 }
 

@@ -292,14 +292,16 @@ def test_bits_do_not_depend_on_threads(kind, size):
         np.testing.assert_array_equal(product.run(threads), first)
 
 
+@pytest.mark.parametrize("b_layout", ["contiguous", "transposed", "sliced"])
 @pytest.mark.parametrize("depth", [100, 700, 8300])
-def test_a_row_alone_has_the_bits_it_has_among_others(kind, depth):
-    """And so have columns, whatever the layout."""
+def test_rows_alone_have_the_bits_they_have_among_others(kind, depth, b_layout):
+    """One to four rows take another path; and so have columns, whatever the layout."""
     rows = 139 if depth < 1000 else 12
-    product = Product(*kind, rows, 61, depth)
+    product = Product(*kind, rows, 61, depth, b_layout=b_layout)
     whole = product.run(threads=2)
-    for row in (0, 5, rows - 1):
-        np.testing.assert_array_equal(product.run(rows=slice(row, row + 1)), whole[row : row + 1])
+    for first, count in ((0, 1), (5, 2), (7, 3), (rows - 4, 4), (1, 5)):
+        some = slice(first, first + count)
+        np.testing.assert_array_equal(product.run(rows=some), whole[some])
     other = Product(*kind, rows, 61, depth, a_layout="transposed", b_layout="transposed", out_layout="transposed")
     np.testing.assert_array_equal(other.run(), whole)
 
