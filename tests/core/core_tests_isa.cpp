@@ -66,6 +66,7 @@ static float multiply_adds(int64_t count) {
   constexpr int sums = 12;  // enough to cover the latency of two units
   Vec<float> sum[sums];
   const Vec<float> factor = broadcast(0.5f);
+  STURDY_UNROLL
   for (int i = 0; i < sums; i++) {
     sum[i] = zero<float>();
   }
@@ -75,6 +76,7 @@ static float multiply_adds(int64_t count) {
       accumulate(sum[i], factor, factor);
     }
   }
+  STURDY_UNROLL
   for (int i = 1; i < sums; i++) {
     sum[0] += sum[i];
   }
