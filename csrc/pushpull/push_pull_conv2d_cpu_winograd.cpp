@@ -15,17 +15,41 @@ namespace {
 
 constexpr int64_t kTasksWanted = 32;  // enough for any machine's threads to share a small batch
 
+// What transforming the input of a tile costs, in filters whose outputs could be computed meanwhile.
+constexpr double kTransformFilters = 8;
+constexpr double kMostExtraWork = 1.25;
+
+// When it is worth while, as measured on one machine with AVX-512.
+constexpr int64_t kLeastGain = 14;  // tenths: multiplications of the direct form over those of this
+constexpr int64_t kSmallFilterBytes = int64_t{64} << 10;
+constexpr int64_t kCachedFilterBytes = int64_t{1} << 20;
+constexpr int64_t kTilesPerCall = 160;
+constexpr int64_t kTilesPerImage = 40;
+
 // Cuts the images into tasks. Chunks of filter blocks cost transforming the input again, ranges of rows cost computing
-// the rows that pooling shares again.
+// the rows that pooling shares again: of the cuts that give the most tasks, up to those wanted, the one that costs the
+// least, and none that costs too much.
 void cut(WinogradPlan& plan) {
-  const PushPullGeometry& g = plan.geometry;
-  const int64_t wanted = divide_up(kTasksWanted, g.batch);
-  const int64_t least_rows = std::max<int64_t>(4, 16 * plan.lag);
-  const int64_t items = std::min(wanted, std::max<int64_t>(plan.tiles_h / least_rows, 1));
-  plan.item_tile_rows = divide_up(plan.tiles_h, items);
-  plan.items_per_image = divide_up(plan.tiles_h, plan.item_tile_rows);
-  const int64_t chunks = divide_up(wanted, plan.items_per_image);
-  plan.block_chunks = std::clamp<int64_t>(chunks, 1, plan.blocks);
+  const double filters = static_cast<double>(plan.out_group);
+  int64_t most = 0;
+  double least_work = 0;
+  for (int64_t chunks = 1; chunks <= std::min(plan.blocks, kTasksWanted); chunks++) {
+    for (int64_t items = 1; items <= std::min(plan.tiles_h, kTasksWanted); items++) {
+      const int64_t rows = divide_up(plan.tiles_h, items);
+      const double shared = items == 1 ? 1.0 : 1.0 + 2.0 * static_cast<double>(plan.lag) / static_cast<double>(rows);
+      const double repeats = static_cast<double>(divide_up(chunks, plan.geometry.groups));
+      const double work = shared * (kTransformFilters * repeats + filters) / (kTransformFilters + filters);
+      const int64_t tasks = std::min(kTasksWanted, plan.geometry.batch * chunks * divide_up(plan.tiles_h, rows));
+      const bool first = most == 0;
+      if (first || (work <= kMostExtraWork && (tasks > most || (tasks == most && work < least_work)))) {
+        most = tasks;
+        least_work = work;
+        plan.item_tile_rows = rows;
+        plan.items_per_image = divide_up(plan.tiles_h, rows);
+        plan.block_chunks = chunks;
+      }
+    }
+  }
 }
 
 }  // namespace
@@ -147,7 +171,16 @@ bool winograd_applies(const PushPullForwardParams& params) {
   }
   const int64_t direct = 4 * g.kernel_h * g.kernel_w;
   const int64_t products = winograd_terms(g.kernel_h, g.stride_h) * winograd_terms(g.kernel_w, g.stride_w);
-  return 10 * direct >= 14 * products;
+  if (10 * direct < kLeastGain * products) {
+    return false;
+  }
+  // Large filters are worth transforming if enough tiles use them, and worth reading again for each image if that image
+  // has enough.
+  const int64_t filter_bytes =
+      products * g.in_channels / g.groups * g.out_channels * static_cast<int64_t>(sizeof(float));
+  const int64_t tiles = divide_up(g.out_h, 2) * divide_up(g.out_w, 2);
+  return filter_bytes <= kSmallFilterBytes ||
+         (g.batch * tiles >= kTilesPerCall && (tiles >= kTilesPerImage || filter_bytes <= kCachedFilterBytes));
 }
 
 Status winograd_forward(const PushPullForwardParams& params, const Threads& threads) {

@@ -256,31 +256,35 @@ static void pack_winograd_filters(const WinogradPlan& plan, const View4& weight,
     const int64_t group = at / plan.blocks_per_group;
     const int64_t first = at % plan.blocks_per_group * block;
     float* const filters = plan.filters + at * plan.planes * block;
-    float low[block] = {};
-    float high[block] = {};
-    int64_t lows[block] = {};
-    int64_t highs[block] = {};
+    float low[block];
+    float high[block];
+    int32_t lows[block] = {};
+    int32_t highs[block] = {};
+    for (int64_t i = 0; i < block; i++) {
+      low[i] = __builtin_inff();
+      high[i] = -__builtin_inff();
+    }
     for (int64_t c = 0; c < plan.in_group; c++) {
       for (int64_t i = 0; i < block; i++) {
         const bool used = first + i < plan.out_group;
         const S* filter = static_cast<const S*>(weight.data) +
                           (used ? (group * plan.out_group + first + i) * weight.stride[0] : 0) + c * weight.stride[1];
+        float* to = taps_of_channel + i;
         for (int64_t y = 0; y < g.kernel_h; y++) {
-          for (int64_t x = 0; x < g.kernel_w; x++) {
-            const float w = used ? to_accumulate(filter[y * weight.stride[2] + x * weight.stride[3]]) : 0.0f;
-            taps_of_channel[(y * g.kernel_w + x) * block + i] = w;
-            const bool start = c + y + x == 0;
-            if (start || !(w >= low[i])) {
-              low[i] = start || w != w || low[i] == low[i] ? w : low[i];  // the first NaN stays
-              lows[i] = 0;
-            }
-            if (start || !(w <= high[i])) {
-              high[i] = start || w != w || high[i] == high[i] ? w : high[i];
-              highs[i] = 0;
-            }
-            lows[i] += w == low[i];
-            highs[i] += w == high[i];
+          for (int64_t x = 0; x < g.kernel_w; x++, to += block) {
+            *to = used ? to_accumulate(filter[y * weight.stride[2] + x * weight.stride[3]]) : 0.0f;
           }
+        }
+      }
+      for (int64_t tap = 0; tap < taps; tap++) {  // the first NaN stays
+        const float* w = taps_of_channel + tap * block;
+        for (int64_t i = 0; i < block; i++) {
+          const bool lower = !(w[i] >= low[i]) && low[i] == low[i];
+          low[i] = lower ? w[i] : low[i];
+          lows[i] = (lower ? 0 : lows[i]) + (w[i] == low[i]);
+          const bool higher = !(w[i] <= high[i]) && high[i] == high[i];
+          high[i] = higher ? w[i] : high[i];
+          highs[i] = (higher ? 0 : highs[i]) + (w[i] == high[i]);
         }
       }
       // Rows, then columns; coefficients that are 0 may stand beyond the kernel.
