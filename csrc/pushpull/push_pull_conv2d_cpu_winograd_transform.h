@@ -21,8 +21,8 @@ struct WinogradBand {
   int64_t first, last;
   float* transformed;  // [plane][tile], plan.plane_pitch apart; zeros from the last tile to the end of its vector
   float* channel_sum;  // [input row][phase][column]: the input summed over channels, from which the box map is made
-  float* line;         // one row of the input between zeros
-  float* phases;       // the same by phases, [phase][column]
+  float* line;         // one row of the input, where its columns are not neighbours
+  float* phases;       // one row between zeros by phases, [phase][column]
   float* columns;      // column terms of one channel, [column term][input row][tile column]
 };
 
@@ -36,7 +36,7 @@ STURDY_ALWAYS_INLINE WinogradBand take_winograd_band(const WinogradPlan& plan, A
   WinogradBand band{};
   band.transformed = arena.take<float>(plan.planes * plan.plane_pitch);
   band.channel_sum = arena.take<float>(rows * plan.row_pitch);
-  band.line = arena.take<float>(plan.row_pitch);
+  band.line = arena.take<float>(plan.geometry.in_w);
   band.phases = arena.take<float>(plan.row_pitch + plan.lanes);  // whole vectors are read, and dropped, behind the end
   band.columns = arena.take<float>(plan.horizontal.count * rows * plan.tile_pitch);
   return band;
@@ -54,15 +54,39 @@ STURDY_ALWAYS_INLINE Vec<float> every_second(Vec<float> a, Vec<float> b) {
   return {__builtin_shuffle(a.v, b.v, index)};
 }
 
-// to[phase * pitch + i] = from[i * phases + phase] for i < pitch, a multiple of the vector's lanes.
-template <int phases>
-STURDY_ALWAYS_INLINE void split_phases(const float* from, float* to, int64_t pitch) {
+// Elements [i, i + lanes) of a row of `width` between zeros.
+template <typename S>
+STURDY_ALWAYS_INLINE Vec<float> load_between_zeros(const S* row, int64_t i, int64_t width) {
+  constexpr int lanes = kLanes<float>;
+  if (i >= 0 && i + lanes <= width) {
+    return load(row + i);
+  }
+#if defined(__AVX512F__)
+  if constexpr (sizeof(S) == sizeof(float)) {
+    const int64_t begin = least(most(-i, 0), lanes);
+    const int64_t end = least(most(width - i, begin), lanes);
+    const uint32_t mask = ((1u << end) - 1) & ~((1u << begin) - 1);
+    return {_mm512_maskz_loadu_ps(static_cast<__mmask16>(mask), row + i)};
+  }
+#endif
+  S buffer[lanes] = {};
+  for (int64_t k = most(-i, 0); k < lanes && i + k < width; k++) {
+    buffer[k] = row[i + k];
+  }
+  return load(buffer);
+}
+
+// Cuts a row that begins with pad_left zeros into phases, to[phase * pitch + i] = row[i * phases + phase], for i <
+// pitch, a multiple of the vector's lanes, and adds that to sum.
+template <int phases, typename S>
+STURDY_ALWAYS_INLINE void split_phases(const S* row, int64_t pad_left, int64_t width, int64_t pitch, float* to,
+                                       float* sum) {
   constexpr int lanes = kLanes<float>;
   for (int64_t i = 0; i < pitch; i += lanes) {
     Vec<float> part[phases];
     STURDY_UNROLL
     for (int k = 0; k < phases; k++) {
-      part[k] = load(from + i * phases + k * lanes);
+      part[k] = load_between_zeros(row, i * phases + k * lanes - pad_left, width);
     }
     // Each step halves the number of vectors that a phase is spread over; phases come out with their bits reversed.
     STURDY_UNROLL
@@ -88,22 +112,29 @@ STURDY_ALWAYS_INLINE void split_phases(const float* from, float* to, int64_t pit
       for (int bit = 1; bit < phases; bit *= 2) {
         phase = 2 * phase + (k & bit ? 1 : 0);
       }
-      store(to + phase * pitch + i, part[k]);
+      const int64_t at = phase * pitch + i;
+      store(to + at, part[k]);
+      store(sum + at, load(sum + at) + part[k]);
     }
   }
 }
 
-STURDY_ALWAYS_INLINE void split_phases(const WinogradPlan& plan, const float* from, float* to) {
+template <typename S>
+STURDY_ALWAYS_INLINE void split_phases(const WinogradPlan& plan, const S* row, int64_t width, float* to, float* sum) {
   const int64_t phases = plan.phases;
   const int64_t pitch = plan.phase_pitch;
+  const int64_t pad_left = plan.geometry.pad_left;
   if (phases == 2) {
-    split_phases<2>(from, to, pitch);
+    split_phases<2>(row, pad_left, width, pitch, to, sum);
   } else if (phases == 4) {
-    split_phases<4>(from, to, pitch);
+    split_phases<4>(row, pad_left, width, pitch, to, sum);
   } else {
     for (int64_t phase = 0; phase < phases; phase++) {
       for (int64_t i = 0; i < pitch; i++) {
-        to[phase * pitch + i] = from[i * phases + phase];
+        const int64_t x = i * phases + phase - pad_left;
+        const float value = x >= 0 && x < width ? to_accumulate(row[x]) : 0.0f;
+        to[phase * pitch + i] = value;
+        sum[phase * pitch + i] += value;
       }
     }
   }
@@ -133,12 +164,8 @@ __attribute__((noinline)) static void transform_input(const WinogradPlan& plan, 
   const int64_t tile_rows = band.last - band.first;
   const int64_t rows = winograd_input_rows(plan, tile_rows);
   const int64_t top = band.first * 2 * g.stride_h - g.pad_top;
-  const int64_t begin = least(g.pad_left, plan.row_pitch);
-  const int64_t end = least(g.pad_left + g.in_w, plan.row_pitch);
   const int64_t pitch = plan.tile_pitch;
   fill_zero(band.channel_sum, rows * plan.row_pitch);
-  fill_zero(band.line, begin);
-  fill_zero(band.line + end, plan.row_pitch - end);
 
   for (int64_t c = 0; c < plan.in_group; c++) {
     const S* image =
@@ -153,16 +180,17 @@ __attribute__((noinline)) static void transform_input(const WinogradPlan& plan, 
         continue;
       }
       const S* from = image + y * input.stride[2];
-      gather_row(from, input.stride[3], band.line + begin, end - begin);
-      if (c + 1 < plan.in_group && input.stride[3] == 1) {  // rows of a channel are short and far apart
-        for (int64_t i = 0; i < end - begin; i += 64 / static_cast<int64_t>(sizeof(S))) {
-          __builtin_prefetch(from + input.stride[1] + i);
-        }
-      }
-      split_phases(plan, band.line, band.phases);
       float* sum = band.channel_sum + row * plan.row_pitch;
-      for (int64_t i = 0; i < plan.row_pitch; i += lanes) {
-        store(sum + i, load(sum + i) + load(band.phases + i));
+      if (input.stride[3] == 1) {
+        if (c + 1 < plan.in_group) {  // rows of a channel are short and far apart
+          for (int64_t i = 0; i < g.in_w; i += 64 / static_cast<int64_t>(sizeof(S))) {
+            __builtin_prefetch(from + input.stride[1] + i);
+          }
+        }
+        split_phases(plan, from, g.in_w, band.phases, sum);
+      } else {
+        gather_row(from, input.stride[3], band.line, g.in_w);
+        split_phases(plan, band.line, g.in_w, band.phases, sum);
       }
       for (int64_t h = 0; h < plan.horizontal.count; h++) {
         const WinogradTerm& term = plan.horizontal.terms[h];
