@@ -295,10 +295,11 @@ STURDY_ALWAYS_INLINE void add_pattern_row(Vec<float> (&left)[kShallowRows], Vec<
 }
 
 // p of kShallowRows filters on one vector of tiles where the patterns are so shallow that storing their products would
-// take longer than computing them: nothing leaves the registers but p.
+// take longer than computing them: nothing leaves the registers but p, to use(filter, output row, the row's two
+// vectors).
+template <typename Use>
 __attribute__((noinline)) static void shallow_tile(const int64_t* begin, const float* filters, const float* transformed,
-                                                   int64_t pitch, float* even, int64_t half_pitch) {
-  constexpr int lanes = kLanes<float>;
+                                                   int64_t pitch, const Use& use) {
   constexpr int n = kShallowRows;
   Vec<float> top[2][n];
   Vec<float> bottom[2][n];
@@ -327,11 +328,8 @@ __attribute__((noinline)) static void shallow_tile(const int64_t* begin, const f
   add_pattern_row<true>(bottom[0], bottom[1], begin + 12, filters, transformed, pitch);
   STURDY_UNROLL
   for (int f = 0; f < n; f++) {
-    float* to = even + 2 * f * half_pitch;
-    store(to, interleave<float, 0>(top[0][f], top[1][f]));
-    store(to + lanes, interleave<float, 1>(top[0][f], top[1][f]));
-    store(to + half_pitch, interleave<float, 0>(bottom[0][f], bottom[1][f]));
-    store(to + half_pitch + lanes, interleave<float, 1>(bottom[0][f], bottom[1][f]));
+    use(f, 0, interleave<float, 0>(top[0][f], top[1][f]), interleave<float, 1>(top[0][f], top[1][f]));
+    use(f, 1, interleave<float, 0>(bottom[0][f], bottom[1][f]), interleave<float, 1>(bottom[0][f], bottom[1][f]));
   }
 }
 
@@ -400,8 +398,13 @@ __attribute__((noinline)) static void convolve_band(const WinogradPlan& plan, co
         for (int64_t k = i; k < i + kShallowRows; k++) {
           lines.claim(k, vector);
         }
+        float* const even = push + 2 * i * half_pitch + 2 * vector * lanes;
         shallow_tile(plan.plane_begin, filters + i, band.transformed + vector * lanes, plan.plane_pitch,
-                     push + 2 * i * half_pitch + 2 * vector * lanes, half_pitch);
+                     [=](int f, int row, Vec<float> left, Vec<float> right) __attribute__((always_inline)) {
+                       float* to = even + (2 * f + row) * half_pitch;
+                       store(to, left);
+                       store(to + lanes, right);
+                     });
       }
     }
     return;
@@ -437,6 +440,12 @@ struct FilterValues {
   Vec<float> range, inhibition, bias;
 };
 
+STURDY_ALWAYS_INLINE Vec<float> push_pull(const FilterValues& values, Vec<float> p, Vec<float> mean,
+                                          Vec<float> mean_box) {
+  const Vec<float> u = values.range * mean_box - mean;
+  return relu(p) - values.inhibition * relu(u) + values.bias;
+}
+
 template <typename S>
 struct RowsPair {
   S *even, *odd;
@@ -462,9 +471,7 @@ __attribute__((noinline)) static void finish_rows(const WinogradPlan& plan, cons
                                                   float* const lines[2], S* out, int64_t out_step, S* push) {
   constexpr int lanes = kLanes<float>;
   const int64_t width = plan.geometry.out_w;
-  const Vec<float> range = values.range;
-  const Vec<float> inhibition = values.inhibition;
-  const Vec<float> bias = values.bias;
+  const FilterValues held = values;
   for (int64_t tile = first; tile < last; tile++) {
     const int64_t count = least(2, plan.geometry.out_h - 2 * tile);
     for (int64_t odd = 0; odd < count && push != nullptr; odd++) {
@@ -478,8 +485,7 @@ __attribute__((noinline)) static void finish_rows(const WinogradPlan& plan, cons
       const RowsPair<const float> box = {mean_box(2 * tile), mean_box(2 * tile + count - 1)};
       const RowsPair<S> to = {out + 2 * tile * out_step, out + (2 * tile + 1) * out_step};
       for_each_mean(plan, rows, tile, lines, [=](int odd, int64_t i, Vec<float> mean) __attribute__((always_inline)) {
-        const Vec<float> u = range * load(box.of(odd) + i) - mean;
-        store_columns(to.of(odd), i, width, relu(load(p.of(odd) + i)) - inhibition * relu(u) + bias);
+        store_columns(to.of(odd), i, width, push_pull(held, load(p.of(odd) + i), mean, load(box.of(odd) + i)));
       });
       continue;
     }
@@ -489,9 +495,62 @@ __attribute__((noinline)) static void finish_rows(const WinogradPlan& plan, cons
       S* to = out + y * out_step;
       for (int64_t i = 0; i < width; i += lanes) {
         const Vec<float> value = load(p + i);
-        const Vec<float> u = range * load(box + i) - value;
-        store_columns(to, i, width, relu(value) - inhibition * relu(u) + bias);
+        store_columns(to, i, width, push_pull(held, value, value, load(box + i)));
       }
+    }
+  }
+}
+
+// Shallow tiles whose vectors are whole parts of a row, and no pooling: the epilogue follows in registers as well.
+STURDY_ALWAYS_INLINE bool finishes_in_tiles(const WinogradPlan& plan) {
+  return is_shallow(plan) && !pools(plan) && plan.geometry.out_w % (2 * kLanes<float>) == 0;
+}
+
+// The output, and p where it is wanted, of one block of filters on a band. `box` is that of the band, `out` and `push`
+// that of its first row and filter.
+template <typename S>
+__attribute__((noinline)) static void finish_in_tiles(const WinogradPlan& plan, const WinogradBand& band, int64_t block,
+                                                      const float* const box[2], S* out, S* push, const View4& view,
+                                                      OutputLines lines) {
+  constexpr int lanes = kLanes<float>;
+  const int64_t row_vectors = plan.tiles_w / lanes;
+  const int64_t vectors = (band.last - band.first) * row_vectors;
+  const int64_t filter_step = view.stride[1];
+  const int64_t row_step = view.stride[2];
+  lines.cut(vectors);
+  for (int64_t vector = 0; vector < vectors; vector++) {
+    const int64_t tile_row = vector / row_vectors;
+    const int64_t place = 2 * tile_row * row_step + (vector - tile_row * row_vectors) * 2 * lanes;
+    const int64_t count = least(2, plan.geometry.out_h - 2 * (band.first + tile_row));
+    const float* const even_box = box[0] + 2 * vector * lanes;
+    const float* const odd_box = box[1] + 2 * vector * lanes;
+    for (int64_t i = 0; i < lines.filters; i += kShallowRows) {
+      for (int64_t k = i; k < i + kShallowRows; k++) {
+        lines.claim(k, vector);
+      }
+      const int64_t at = block * kGemmRows + i;
+      const int64_t filters = lines.filters - i;
+      const float* const range = plan.range + at;
+      const float* const inhibition = plan.inhibition + at;
+      const float* const bias = plan.bias + at;
+      S* const to = out + i * filter_step + place;
+      S* const push_to = push == nullptr ? nullptr : push + i * filter_step + place;
+      shallow_tile(plan.plane_begin, plan.filters + block * plan.planes * kGemmRows + i,
+                   band.transformed + vector * lanes, plan.plane_pitch,
+                   [=](int f, int row, Vec<float> left, Vec<float> right) __attribute__((always_inline)) {
+                     if (f >= filters || row >= count) {
+                       return;
+                     }
+                     const int64_t step = f * filter_step + row * row_step;
+                     const float* const b = row == 0 ? even_box : odd_box;
+                     const FilterValues values = {broadcast(range[f]), broadcast(inhibition[f]), broadcast(bias[f])};
+                     store(to + step, push_pull(values, left, left, load(b)));
+                     store(to + step + lanes, push_pull(values, right, right, load(b + lanes)));
+                     if (push_to != nullptr) {
+                       store(push_to + step, left);
+                       store(push_to + step + lanes, right);
+                     }
+                   });
     }
   }
 }
@@ -586,11 +645,19 @@ static void forward_group(const WinogradPlan& plan, const PushPullForwardParams&
       const int64_t size = sizeof(S);
       const int64_t first_row = 2 * done;
       const int64_t last_row = least(rows.height, 2 * ready);
-      const OutputLines lines = {
-          reinterpret_cast<const char*>(static_cast<S*>(params.out.data) + n * params.out.stride[0] +
-                                        (group * plan.out_group + in_group) * params.out.stride[1] +
-                                        first_row * params.out.stride[2]),
-          filters, params.out.stride[1] * size, (last_row - first_row) * params.out.stride[2] * size, 0};
+      const auto place = [&](const View4& view) {
+        return view.data == nullptr
+                   ? nullptr
+                   : static_cast<S*>(view.data) + n * view.stride[0] +
+                         (group * plan.out_group + in_group) * view.stride[1] + first_row * view.stride[2];
+      };
+      S* const out = place(params.out);
+      const OutputLines lines = {reinterpret_cast<const char*>(out), filters, params.out.stride[1] * size,
+                                 (last_row - first_row) * params.out.stride[2] * size, 0};
+      if (finishes_in_tiles(plan)) {
+        finish_in_tiles<S>(plan, band, block, box, out, place(params.push), params.out, lines);
+        continue;
+      }
       convolve_band(plan, band, block, task.products, task.push, task.half_pitch, lines);
       for (int64_t k = 0; k < filters; k++) {
         const int64_t at = block * kGemmRows + k;

@@ -27,6 +27,8 @@ CASES = [
     Case("two_by_two_map", size=(4, 4), pool=5),
     Case("odd_map", size=(13, 35), padding=1, pool=3, out_channels=9),
     Case("whole_vectors", batch=1, size=(32, 64), padding=1, pool=5, out_channels=17),
+    Case("whole_vectors_unpooled", size=(31, 64), padding=1, out_channels=19),
+    Case("whole_vectors_of_groups", in_channels=4, groups=2, size=(32, 32), padding=1, out_channels=20),
     Case("row_kernel", kernel=(1, 3), size=(7, 33), pool=(1, 5)),
     Case("column_kernel", kernel=(3, 1), size=(33, 7), pool=(5, 1)),
     Case("two_taps", kernel=(2, 2), size=(11, 18), padding=1, pool=3),
@@ -94,7 +96,10 @@ def test_agrees_with_the_other_kernels(backend, name):
     assert_close_to_reference(out, other, exact, factor=3.0)
 
 
-@pytest.mark.parametrize("name", ["odd_map", "seven_taps_stride_2", "bands_shorter_than_windows", "many_filters"])
+@pytest.mark.parametrize(
+    "name",
+    ["odd_map", "whole_vectors_unpooled", "seven_taps_stride_2", "bands_shorter_than_windows", "many_filters"],
+)
 def test_keeps_the_push_response(backend, name):
     """The second output of the op, from which the gradient is taken."""
     case = BY_NAME[name]
@@ -111,7 +116,16 @@ def test_keeps_the_push_response(backend, name):
 
 
 @pytest.mark.parametrize(
-    "name", ["odd_map", "seven_taps_stride_2", "row_kernel", "bands_pooled", "pool_wide", "groups"]
+    "name",
+    [
+        "odd_map",
+        "whole_vectors_unpooled",
+        "seven_taps_stride_2",
+        "row_kernel",
+        "bands_pooled",
+        "pool_wide",
+        "groups",
+    ],
 )
 def test_a_nan_reaches_the_outputs_that_see_it_and_no_others(backend, name):
     case = BY_NAME[name]
