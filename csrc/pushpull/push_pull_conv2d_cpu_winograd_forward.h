@@ -87,22 +87,25 @@ __attribute__((noinline)) static void sum_window_rows(const WinogradPlan& plan, 
 }
 
 // The elements of a and b that begin `shift` behind the first of a.
+template <int shift>
+STURDY_ALWAYS_INLINE Vec<float> shifted(Vec<float> a, Vec<float> b) {
 #if defined(__AVX512F__)
-template <int shift>
-STURDY_ALWAYS_INLINE Vec<float> shifted(Vec<float> a, Vec<float> b) {
   return {_mm512_castsi512_ps(_mm512_alignr_epi32(_mm512_castps_si512(b.v), _mm512_castps_si512(a.v), shift))};
-}
-constexpr bool kSlidesInRegisters = true;
+#elif defined(__AVX2__)
+  const __m256i low = _mm256_castps_si256(a.v);
+  const __m256i high = _mm256_castps_si256(b.v);
+  const __m256i middle = _mm256_permute2x128_si256(low, high, 0x21);
+  return {_mm256_castsi256_ps(shift < 4 ? _mm256_alignr_epi8(middle, low, 4 * (shift % 4))
+                                        : _mm256_alignr_epi8(high, middle, 4 * (shift % 4)))};
 #else
-template <int shift>
-STURDY_ALWAYS_INLINE Vec<float> shifted(Vec<float> a, Vec<float> b) {
-  float both[2 * kLanes<float>];
-  store(both, a);
-  store(both + kLanes<float>, b);
-  return load(both + shift);
-}
-constexpr bool kSlidesInRegisters = false;
+  LaneIndex<float>::Native index{};
+  STURDY_UNROLL
+  for (int i = 0; i < kLanes<float>; i++) {
+    index[i] = i + shift;
+  }
+  return {__builtin_shuffle(a.v, b.v, index)};
 #endif
+}
 
 // The sums over windows of 2 * half_w + 1 columns around those of `middle`, between its neighbours.
 template <int half_w>
@@ -182,10 +185,10 @@ template <typename Use>
 STURDY_ALWAYS_INLINE void for_each_mean(const WinogradPlan& plan, const MapRows& rows, int64_t tile,
                                         float* const lines[2], const Use& use) {
   constexpr int lanes = kLanes<float>;
-  if (kSlidesInRegisters && plan.half_h == 1 && plan.half_w == 1) {
+  if (plan.half_h == 1 && plan.half_w == 1) {
     return slide_small_window<1, 1>(plan, rows, tile, use);
   }
-  if (kSlidesInRegisters && plan.half_h == 2 && plan.half_w == 2) {
+  if (plan.half_h == 2 && plan.half_w == 2) {
     return slide_small_window<2, 2>(plan, rows, tile, use);
   }
   sum_window_rows(plan, rows, tile, lines);
@@ -232,19 +235,13 @@ __attribute__((noinline)) static void untransform(const float* products, int64_t
 STURDY_ALWAYS_INLINE void subtract_product(Vec<float>& sum, Vec<float> a, Vec<float> b) {
 #if defined(__AVX512F__)
   asm("vfnmadd231ps %2, %1, %0" : "+v"(sum.v) : "v"(a.v), "v"(b.v));
-#elif defined(__AVX2__)
-  asm("vfnmadd231ps %2, %1, %0" : "+x"(sum.v) : "x"(a.v), "x"(b.v));
 #else
   sum.v -= a.v * b.v;
 #endif
 }
 
-// Filters whose 2 x 2 outputs and partial sums, seven vectors each, fit the registers.
-#if defined(__AVX512F__)
+// Filters whose 2 x 2 outputs and partial sums, seven vectors each, fit 32 registers.
 constexpr int kShallowRows = 4;
-#else
-constexpr int kShallowRows = 2;
-#endif
 
 // sums[filter] += (or -=) the products of one pattern.
 template <bool subtract>
@@ -381,7 +378,7 @@ STURDY_ALWAYS_INLINE void multiply_chunk(const WinogradPlan& plan, const float* 
 constexpr int64_t kShallowDepth = 8;  // average terms of a pattern
 
 STURDY_ALWAYS_INLINE bool is_shallow(const WinogradPlan& plan) {
-  return kVectorBytes > 16 && plan.planes <= kShallowDepth * cpu::kWinogradPatterns;
+  return kVectorRegisters >= 32 && plan.planes <= kShallowDepth * cpu::kWinogradPatterns;
 }
 
 // p of a block of filters on a band, each filter's even rows, then its odd rows, half_pitch elements each.
