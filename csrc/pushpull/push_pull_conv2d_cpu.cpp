@@ -7,7 +7,9 @@
 #include "common/scratch.h"
 #include "pushpull/push_pull_conv2d.h"
 #include "pushpull/push_pull_conv2d_cpu_channels.h"
+#include "pushpull/push_pull_conv2d_cpu_grad_input.h"
 #include "pushpull/push_pull_conv2d_cpu_plan.h"
+#include "pushpull/push_pull_conv2d_cpu_winograd_backward_plan.h"
 #include "pushpull/push_pull_conv2d_cpu_winograd_plan.h"
 
 namespace sturdy {
@@ -407,6 +409,39 @@ Status run_backward(const PushPullBackwardParams& params, const Threads& threads
 
 }  // namespace
 
+GradInputCall::GradInputCall(const PushPullGeometry& geometry)
+    : plan_(make_plan(geometry, kernels(geometry.dtype).lanes)), grad_(make_grad_input_plan<float>(plan_)) {}
+
+void GradInputCall::place(Arena& arena) { cpu::place<float>(plan_, grad_, arena); }
+
+Status GradInputCall::start(const View4& weight, const Threads& threads) {
+  const PushPullGeometry& g = plan_.geometry;
+  fill(plan_, grad_);
+  Status status = threads(g.groups * grad_.panels_per_group, 1, [&](int64_t begin, int64_t end) {
+    kernels(g.dtype).pack_grad_input_filters(plan_, grad_, weight, begin, end);
+  });
+  if (status == Status::ok) {
+    status = threads(grad_.images * g.groups * grad_.rows, 64, [&](int64_t begin, int64_t end) {
+      std::fill(static_cast<float*>(grad_.gradient) + begin * grad_.row_pitch,
+                static_cast<float*>(grad_.gradient) + end * grad_.row_pitch, 0.0f);
+    });
+  }
+  return status;
+}
+
+const GradInputPlan& GradInputCall::round(int64_t first, int64_t last) {
+  grad_.first = first;
+  grad_.last = last;
+  return grad_;
+}
+
+Status GradInputCall::run(const View4& grad_input, const Threads& threads) {
+  const PushPullGeometry& g = plan_.geometry;
+  return threads(
+      (grad_.last - grad_.first) * g.groups * grad_.panels_per_group * grad_.bands, 1,
+      [&](int64_t begin, int64_t end) { kernels(g.dtype).grad_input(plan_, grad_, grad_input, begin, end); });
+}
+
 Status push_pull_conv2d(const PushPullForwardParams& params, const Threads& threads) {
   try {
     if (winograd_applies(params)) {
@@ -421,6 +456,9 @@ Status push_pull_conv2d(const PushPullForwardParams& params, const Threads& thre
 
 Status push_pull_conv2d_backward(const PushPullBackwardParams& params, const Threads& threads) {
   try {
+    if (winograd_backward_applies(params)) {
+      return winograd_backward(params, threads);
+    }
     return params.geometry.dtype == DType::f64 ? run_backward<double>(params, threads)
                                                : run_backward<float>(params, threads);
   } catch (const std::bad_alloc&) {
