@@ -81,7 +81,7 @@ bool winograd_backward_applies(const PushPullBackwardParams& params) {
   if (empty || g.dtype == DType::f64 || g.channel_range || g.dilation_h != 1 || g.dilation_w != 1) {
     return false;
   }
-  if (params.push.data == nullptr || g.out_channels / g.groups < 8) {
+  if (g.out_channels / g.groups < 8) {
     return false;
   }
   const int64_t direct = 4 * g.kernel_h * g.kernel_w;

@@ -4,6 +4,7 @@
 #include "pushpull/push_pull_conv2d_cpu_tiles.h"
 #include "pushpull/push_pull_conv2d_cpu_winograd_backward_plan.h"
 #include "pushpull/push_pull_conv2d_cpu_winograd_backward_rows.h"
+#include "pushpull/push_pull_conv2d_cpu_winograd_forward.h"
 
 namespace sturdy {
 namespace STURDY_ISA_NAMESPACE {
@@ -27,9 +28,17 @@ struct WinogradBackwardRows {
   float* constant;  // m * gq, summed over the filters of a panel
   float* z;         // [pattern][tile][filter]
   int64_t z_pitch;  // of a pattern
+
+  // Where p is computed again.
+  float* products;  // see convolve_band
+  float* computed;  // p of a block of filters on the tiles at hand, even and odd rows apart
+  int64_t half_pitch;
+  float* held_push;  // p, [held panel][filter][row from push_first][column]
+  int64_t push_pitch;
 };
 
-STURDY_ALWAYS_INLINE WinogradBackwardRows take_backward_rows(const WinogradBackwardPlan& plan, Arena& arena) {
+STURDY_ALWAYS_INLINE WinogradBackwardRows take_backward_rows(const WinogradBackwardPlan& plan, bool compute_push,
+                                                             Arena& arena) {
   constexpr int lanes = kLanes<float>;
   const WinogradPlan& w = plan.winograd;
   const int64_t width = w.geometry.out_w;
@@ -67,6 +76,14 @@ STURDY_ALWAYS_INLINE WinogradBackwardRows take_backward_rows(const WinogradBackw
   rows.constant = arena.take<float>(pixels);
   rows.z_pitch = w.band_tile_rows * w.tiles_w * plan.panel + lanes;
   rows.z = arena.take<float>(cpu::kWinogradPatterns * rows.z_pitch);
+
+  if (compute_push) {
+    rows.products = arena.take<float>(cpu::kWinogradPatterns * kGemmRows * kWinogradChunk);
+    rows.half_pitch = 2 * round_up_to_lanes<float>(w.band_tile_rows * w.tiles_w) + 2 * lanes;
+    rows.computed = arena.take<float>(2 * kGemmRows * rows.half_pitch);
+    rows.push_pitch = push_rows * width;
+    rows.held_push = arena.take<float>(plan.held_panels * plan.panel * rows.push_pitch);
+  }
   return rows;
 }
 
@@ -214,14 +231,134 @@ static void transform_gradient(const float* from, int64_t filter_pitch, int64_t 
   }
 }
 
+// What will be read next, asked for while the sums over tiles leave the memory idle: p and g of some filters, a plane
+// of either after the other.
+struct ReadAhead {
+  const char* data[2];
+  int64_t step[2];   // from filter to filter, in bytes
+  int64_t size[2];   // of a filter, in bytes
+  int64_t segments;  // two for each filter
+  int64_t segment, offset;
+  int64_t lines, chances;  // how many cache lines there are, and how many could be asked for
+  int64_t used, passed;    // of these
+
+  // Where to ask from, given `most_lines` more chances, and for how many lines.
+  STURDY_ALWAYS_INLINE const char* next(int64_t most_lines, int64_t& count) {
+    constexpr int64_t line = 64;
+    passed += most_lines;
+    count = 0;
+    if (segment == segments) {
+      return nullptr;
+    }
+    const int which = static_cast<int>(segment % 2);
+    const char* from = data[which] + segment / 2 * step[which] + offset;
+    const int64_t wanted = lines * passed / chances - used;  // spread evenly
+    count = most(0, least(least(wanted, most_lines), (size[which] - offset + line - 1) / line));
+    used += count;
+    offset += count * line;
+    if (offset >= size[which]) {
+      offset = 0;
+      segment++;
+    }
+    return from;
+  }
+};
+
+// sums[plane][filter] += sum over tiles of transformed[plane][tile] * z[tile][filter], and `ahead_lines` cache lines
+// from `ahead` on are asked for on the way. Not inlined, and with a barrier between tiles, for the reasons given with
+// weight_tile.
+template <int planes, int vectors>
+__attribute__((noinline)) static void tile_sum(const float* transformed, int64_t plane_pitch, const float* z,
+                                               int64_t tiles, float* sums, const char* ahead, int64_t ahead_lines) {
+  constexpr int lanes = kLanes<float>;
+  Vec<float> sum[planes][vectors];
+  const float* at[planes];
+  STURDY_UNROLL
+  for (int i = 0; i < planes; i++) {
+    at[i] = transformed + i * plane_pitch;
+    STURDY_UNROLL
+    for (int j = 0; j < vectors; j++) {
+      sum[i][j] = zero<float>();
+    }
+  }
+  for (int64_t tile = 0; tile < tiles; tile++) {
+    asm volatile("" ::: "memory");
+    if (tile < ahead_lines) {
+      __builtin_prefetch(ahead + tile * 64, 0, 2);
+    }
+    Vec<float> value[vectors];
+    STURDY_UNROLL
+    for (int j = 0; j < vectors; j++) {
+      value[j] = load(z + j * lanes);
+    }
+    STURDY_UNROLL
+    for (int i = 0; i < planes; i++) {
+      const Vec<float> input = broadcast(at[i][tile]);
+      STURDY_UNROLL
+      for (int j = 0; j < vectors; j++) {
+        accumulate(sum[i][j], input, value[j]);
+      }
+    }
+    z += vectors * lanes;
+  }
+  STURDY_UNROLL
+  for (int i = 0; i < planes; i++) {
+    STURDY_UNROLL
+    for (int j = 0; j < vectors; j++) {
+      float* to = sums + (i * vectors + j) * lanes;
+      store(to, load(to) + sum[i][j]);
+    }
+  }
+}
+
+using TileSum = void (*)(const float*, int64_t, const float*, int64_t, float*, const char*, int64_t);
+
+template <int vectors, typename Counts>
+struct TileSums;
+template <int vectors, int... n>
+struct TileSums<vectors, std::integer_sequence<int, n...>> {
+  static constexpr TileSum of_planes[] = {tile_sum<n + 1, vectors>...};  // [planes - 1]
+};
+
+// How many calls of tile_sum go over each tile of a panel.
+static inline int64_t tile_sum_calls(const WinogradPlan& plan) {
+  int64_t calls = 0;
+  for (int pattern = 0; pattern < cpu::kWinogradPatterns; pattern++) {
+    calls += (plan.plane_begin[pattern + 1] - plan.plane_begin[pattern] + kTileTaps - 1) / kTileTaps;
+  }
+  return calls;
+}
+
+// All sums of one panel.
+template <int vectors>
+static void panel_sums(const WinogradPlan& plan, const WinogradBackwardRows& rows, int64_t tiles, float* sums,
+                       ReadAhead& ahead) {
+  using Sums = TileSums<vectors, std::make_integer_sequence<int, kTileTaps>>;
+  for (int pattern = 0; pattern < cpu::kWinogradPatterns; pattern++) {
+    const int64_t begin = plan.plane_begin[pattern];
+    const int64_t planes = plan.plane_begin[pattern + 1] - begin;
+    const int64_t parts = (planes + kTileTaps - 1) / kTileTaps;
+    for (int64_t i = 0; i < parts; i++) {  // as even as possible
+      const int64_t first = begin + planes * i / parts;
+      const int64_t last = begin + planes * (i + 1) / parts;
+      int64_t lines = 0;
+      const char* from = ahead.next(tiles, lines);
+      Sums::of_planes[last - first - 1](rows.tiles.transformed + first * plan.plane_pitch, plan.plane_pitch,
+                                        rows.z + pattern * rows.z_pitch, tiles, sums + first * vectors * kLanes<float>,
+                                        from, lines);
+    }
+  }
+}
+
 // Adds the rows [first, last) of gp of the held panels [begin, end) to the gradients of their transformed filters.
 template <typename S>
 static void sum_tiles(const WinogradBackwardPlan& plan, const PushPullBackwardParams& params,
-                      WinogradBackwardRows& rows, int64_t n, int64_t begin, int64_t end, float* piece) {
+                      WinogradBackwardRows& rows, int64_t n, int64_t begin, int64_t end, float* piece,
+                      ReadAhead& ahead) {
   const WinogradPlan& w = plan.winograd;
   const int64_t width = w.geometry.out_w;
   const auto transform = plan.vectors == 2 ? transform_gradient<2> : transform_gradient<1>;
-  const auto add = plan.vectors == 2 ? weight_gradient<float, 2> : weight_gradient<float, 1>;
+  const auto add = plan.vectors == 2 ? panel_sums<2> : panel_sums<1>;
   const int64_t last = (rows.band.last + 1) / 2;
   for (int64_t tile_row = rows.band.first / 2; tile_row < last; tile_row += w.band_tile_rows) {
     rows.tiles.first = tile_row;
@@ -234,17 +371,44 @@ static void sum_tiles(const WinogradBackwardPlan& plan, const PushPullBackwardPa
         transform(gradient + (2 * i - rows.band.first) * width, rows.gradient_pitch, width, 2 * i + 1 < rows.band.last,
                   rows.z + (i - tile_row) * w.tiles_w * plan.panel, rows.z_pitch);
       }
-      float* sums = piece + panel * plan.panel_size;
-      for (int pattern = 0; pattern < cpu::kWinogradPatterns; pattern++) {
-        const int64_t plane = w.plane_begin[pattern];
-        add(rows.tiles.transformed + plane * w.plane_pitch, plan.plane_offsets, w.plane_begin[pattern + 1] - plane, 0,
-            rows.z + pattern * rows.z_pitch, 0, 1, tiles, sums + plane * plan.panel);
-      }
+      add(w, rows, tiles, piece + panel * plan.panel_size, ahead);
     }
   }
 }
 
 // ---- items ----
+
+// Computes p of the panels [begin, end) again.
+template <typename S>
+static void compute_push(const WinogradBackwardPlan& plan, const PushPullBackwardParams& params,
+                         WinogradBackwardRows& rows, int64_t n, int64_t begin, int64_t end) {
+  const WinogradPlan& w = plan.winograd;
+  const GradientBand& band = rows.band;
+  const int64_t width = w.geometry.out_w;
+  const int64_t group = begin / plan.panels_per_group;
+  const int64_t first_filter = begin % plan.panels_per_group * plan.panel;
+  const int64_t last_filter = least(first_filter + (end - begin) * plan.panel, w.out_group);
+  const int64_t last = (band.push_last + 1) / 2;
+  for (int64_t tile_row = band.push_first / 2; tile_row < last; tile_row += w.band_tile_rows) {
+    rows.tiles.first = tile_row;
+    rows.tiles.last = least(last, tile_row + w.band_tile_rows);
+    transform_input<S>(w, params.input, n, group, rows.tiles);
+    const int64_t first_row = most(band.push_first, 2 * tile_row);
+    const int64_t last_row = least(band.push_last, 2 * rows.tiles.last);
+    for (int64_t filter = first_filter; filter < last_filter; filter += kGemmRows) {
+      const int64_t block = group * w.blocks_per_group + filter / kGemmRows;
+      convolve_band(w, rows.tiles, block, rows.products, rows.computed, rows.half_pitch);
+      for (int64_t i = 0; i < least(kGemmRows, last_filter - filter); i++) {
+        const float* from = rows.computed + 2 * i * rows.half_pitch;
+        float* to = rows.held_push + (filter + i - first_filter) * rows.push_pitch;
+        for (int64_t row = first_row; row < last_row; row++) {
+          convert_row(from + row % 2 * rows.half_pitch + (row / 2 - tile_row) * 2 * w.tiles_w,
+                      to + (row - band.push_first) * width, width);
+        }
+      }
+    }
+  }
+}
 
 // Puts gp of one plane where grad_input will read it.
 static inline void keep_plane(const WinogradBackwardPlan& plan, const GradInputPlan& grad_input, int64_t n,
@@ -261,11 +425,11 @@ static inline void keep_plane(const WinogradBackwardPlan& plan, const GradInputP
   }
 }
 
-// gp of the filters of one panel, and their sums over pixels.
+// gp of the filters of one panel, held in the place `held`, and their sums over pixels.
 template <typename S>
 static void panel_gradient(const WinogradBackwardPlan& plan, const PushPullBackwardParams& params,
                            const GradInputPlan* grad_input, WinogradBackwardRows& rows, int64_t n, int64_t panel,
-                           float* gradient, float* sums) {
+                           int64_t held, float* sums) {
   const WinogradPlan& w = plan.winograd;
   const GradientBand& band = rows.band;
   const bool bias_only =
@@ -274,6 +438,7 @@ static void panel_gradient(const WinogradBackwardPlan& plan, const PushPullBackw
   const int64_t group = panel / plan.panels_per_group;
   const int64_t first = panel % plan.panels_per_group * plan.panel;
   const int64_t filters = least(plan.panel, w.out_group - first);
+  float* gradient = rows.gradient + held * plan.panel * rows.gradient_pitch;
   if (grad_input != nullptr) {
     fill_zero(rows.constant, (band.last - band.first) * w.geometry.out_w);
   }
@@ -289,7 +454,9 @@ static void panel_gradient(const WinogradBackwardPlan& plan, const PushPullBackw
       sum_gradient(w, band, filter);
       continue;
     }
-    filter.push = plane_rows<S>(w, params.push, n, channel, band.push_first, band.push_last, rows.push);
+    filter.push = params.push.data != nullptr
+                      ? plane_rows<S>(w, params.push, n, channel, band.push_first, band.push_last, rows.push)
+                      : rows.held_push + (held * plan.panel + i) * rows.push_pitch;
     filter.out = want_push ? gradient + i * rows.gradient_pitch : nullptr;
     filter.constant = grad_input != nullptr ? rows.constant : nullptr;
     filter_gradient(w, band, filter);
@@ -305,65 +472,159 @@ static void panel_gradient(const WinogradBackwardPlan& plan, const PushPullBackw
   }
 }
 
+// The work of the tasks [task, end) in steps: panels that are held together, of one item.
+struct BackwardStep {
+  int64_t task, end;
+  int64_t item;
+  int64_t panel, last_panel;  // panels [panel, last_panel)
+
+  bool done() const { return task == end; }
+
+  void start_task(const WinogradBackwardPlan& plan) {
+    for (; task < end; task++) {
+      const int64_t piece = task / plan.panel_chunks;
+      const int64_t before = (plan.first - piece + plan.pieces - 1) / plan.pieces;  // rounds done, if positive
+      item = piece + most(0, before) * plan.pieces;
+      if (item < plan.last) {
+        start_panels(plan, first_panel(plan, 0));
+        return;
+      }
+    }
+  }
+
+  void advance(const WinogradBackwardPlan& plan) {
+    if (last_panel < first_panel(plan, 1)) {
+      start_panels(plan, last_panel);
+    } else if (item + plan.pieces < plan.last) {
+      item += plan.pieces;
+      start_panels(plan, first_panel(plan, 0));
+    } else {
+      task++;
+      start_task(plan);
+    }
+  }
+
+ private:
+  // The first panel of the task's chunk, or of the one `next` chunks on.
+  int64_t first_panel(const WinogradBackwardPlan& plan, int64_t next) const {
+    return plan.panels * (task % plan.panel_chunks + next) / plan.panel_chunks;
+  }
+
+  void start_panels(const WinogradBackwardPlan& plan, int64_t first) {
+    panel = first;
+    const int64_t group_end = (first / plan.panels_per_group + 1) * plan.panels_per_group;
+    last_panel = least(least(first_panel(plan, 1), group_end), first + plan.held_panels);
+  }
+};
+
+// Sets the rows of an item.
+static inline void set_rows(const WinogradBackwardPlan& plan, int64_t item, bool want_push, GradientBand& band) {
+  const WinogradPlan& w = plan.winograd;
+  const int64_t halo = want_push ? w.half_h : 0;
+  const int64_t height = w.geometry.out_h;
+  band.first = item % plan.bands * plan.band_rows;
+  band.last = least(height, band.first + plan.band_rows);
+  band.pull_first = most(0, band.first - halo);
+  band.pull_last = least(height, band.last + halo);
+  band.push_first = most(0, band.pull_first - w.half_h);
+  band.push_last = least(height, band.pull_last + w.half_h);
+}
+
+// What the step that comes next will read.
+template <typename S>
+static ReadAhead read_ahead(const WinogradBackwardPlan& plan, const PushPullBackwardParams& params,
+                            const BackwardStep& step, int64_t chances) {
+  const WinogradPlan& w = plan.winograd;
+  const PushPullGeometry& g = w.geometry;
+  ReadAhead ahead{};
+  ahead.chances = chances;
+  GradientBand band{};
+  if (step.done()) {
+    return ahead;
+  }
+  set_rows(plan, step.item, true, band);
+  const View4* const views[2] = {&params.grad_out, &params.push};
+  const int64_t first_row[2] = {band.pull_first, band.push_first};
+  const int64_t last_row[2] = {band.pull_last, band.push_last};
+  const int64_t group = step.panel / plan.panels_per_group;
+  const int64_t in_group = step.panel % plan.panels_per_group * plan.panel;
+  const int64_t filters = least((step.last_panel - step.panel) * plan.panel, w.out_group - in_group);
+  for (int i = 0; i < 2; i++) {
+    const View4& view = *views[i];
+    if (view.data == nullptr || view.stride[3] != 1 || view.stride[2] != g.out_w) {
+      continue;
+    }
+    const int64_t n = step.item / plan.bands;
+    ahead.data[i] = reinterpret_cast<const char*>(static_cast<const S*>(view.data) + n * view.stride[0] +
+                                                  (group * w.out_group + in_group) * view.stride[1] +
+                                                  first_row[i] * view.stride[2]);
+    ahead.step[i] = view.stride[1] * static_cast<int64_t>(sizeof(S));
+    ahead.size[i] = (last_row[i] - first_row[i]) * g.out_w * static_cast<int64_t>(sizeof(S));
+    ahead.lines += filters * ((ahead.size[i] + 63) / 64);
+  }
+  ahead.segments = 2 * filters;
+  return ahead;
+}
+
 template <typename S>
 static void winograd_backward(const WinogradBackwardPlan& plan, const PushPullBackwardParams& params,
                               const GradInputPlan* grad_input, int64_t begin, int64_t end) {
   const WinogradPlan& w = plan.winograd;
-  const PushPullGeometry& g = w.geometry;
   const bool want_filter = params.grad_weight.data != nullptr;
   const bool want_push = want_filter || grad_input != nullptr;
   const bool bias_only = !want_push && params.grad_inhibition.data == nullptr;
   WinogradBackwardRows rows{};
   const auto lay_out = [&](void* block) {
     Arena arena(block);
-    rows = take_backward_rows(plan, arena);
+    rows = take_backward_rows(plan, !bias_only && params.push.data == nullptr, arena);
     return arena.used();
   };
   lay_out(host_scratch(ScratchSlot::task, lay_out(nullptr)));
   GradientBand& band = rows.band;
 
-  for (int64_t task = begin; task < end; task++) {
+  for (int64_t task = begin; task < end && plan.first == 0; task++) {
     const int64_t chunk = task % plan.panel_chunks;
-    const int64_t piece = task / plan.panel_chunks;
-    const int64_t first_panel = plan.panels * chunk / plan.panel_chunks;
-    const int64_t last_panel = plan.panels * (chunk + 1) / plan.panel_chunks;
-    float* piece_sums = plan.partials + piece * plan.panels * plan.panel_size;
-    if (plan.first == 0) {
-      fill_zero(piece_sums + first_panel * plan.panel_size, (last_panel - first_panel) * plan.panel_size);
-    }
-    const int64_t before = (plan.first - piece + plan.pieces - 1) / plan.pieces;  // rounds done, if positive
-    for (int64_t item = piece + most(0, before) * plan.pieces; item < plan.last; item += plan.pieces) {
-      const int64_t n = item / plan.bands;
-      band.first = item % plan.bands * plan.band_rows;
-      band.last = least(g.out_h, band.first + plan.band_rows);
-      const int64_t halo = want_push ? w.half_h : 0;
-      band.pull_first = most(0, band.first - halo);
-      band.pull_last = least(g.out_h, band.last + halo);
-      band.push_first = most(0, band.pull_first - w.half_h);
-      band.push_last = least(g.out_h, band.pull_last + w.half_h);
+    const int64_t first = plan.panels * chunk / plan.panel_chunks;
+    const int64_t last = plan.panels * (chunk + 1) / plan.panel_chunks;
+    fill_zero(plan.partials + (task / plan.panel_chunks * plan.panels + first) * plan.panel_size,
+              (last - first) * plan.panel_size);
+  }
+  int64_t box_item = -1;
+  int64_t box_group = -1;
+  BackwardStep step{};
+  step.task = begin;
+  step.end = end;
+  for (step.start_task(plan); !step.done();) {
+    BackwardStep next = step;
+    next.advance(plan);
+    const int64_t n = step.item / plan.bands;
+    const int64_t group = step.panel / plan.panels_per_group;
+    if (step.item != box_item) {
+      set_rows(plan, step.item, want_push, band);
       if (band.pitch > 0) {  // what the filters do not write stays zero: rows outside of the map, and margins
         fill_zero(band.push, (plan.band_rows + 4 * w.half_h) * band.pitch + band.left);
         fill_zero(band.pull, (plan.band_rows + 2 * w.half_h) * band.pitch + band.left);
       }
-      int64_t box_group = -1;
-      for (int64_t panel = first_panel; panel < last_panel;) {
-        const int64_t group = panel / plan.panels_per_group;
-        if (group != box_group && !bias_only) {
-          mean_box_rows<S>(w, params.input, n, group, rows);
-          box_group = group;
-        }
-        const int64_t next = least(least(last_panel, panel + plan.held_panels), (group + 1) * plan.panels_per_group);
-        for (int64_t i = panel; i < next; i++) {
-          panel_gradient<S>(plan, params, grad_input, rows, n, i,
-                            rows.gradient + (i - panel) * plan.panel * rows.gradient_pitch,
-                            piece_sums + i * plan.panel_size + w.planes * plan.panel);
-        }
-        if (want_filter) {
-          sum_tiles<S>(plan, params, rows, n, panel, next, piece_sums);
-        }
-        panel = next;
-      }
     }
+    if (!bias_only && (step.item != box_item || group != box_group)) {
+      mean_box_rows<S>(w, params.input, n, group, rows);
+    }
+    box_item = step.item;
+    box_group = group;
+    if (!bias_only && params.push.data == nullptr) {
+      compute_push<S>(plan, params, rows, n, step.panel, step.last_panel);
+    }
+    float* piece = plan.partials + step.task / plan.panel_chunks * plan.panels * plan.panel_size;
+    for (int64_t i = step.panel; i < step.last_panel; i++) {
+      panel_gradient<S>(plan, params, grad_input, rows, n, i, i - step.panel,
+                        piece + i * plan.panel_size + w.planes * plan.panel);
+    }
+    if (want_filter) {
+      const int64_t tiles = (band.last - band.first + 1) / 2 * w.tiles_w;
+      ReadAhead ahead = read_ahead<S>(plan, params, next, (step.last_panel - step.panel) * tiles * tile_sum_calls(w));
+      sum_tiles<S>(plan, params, rows, n, step.panel, step.last_panel, piece, ahead);
+    }
+    step = next;
   }
   trim_host_scratch(ScratchSlot::task);
 }
