@@ -42,7 +42,7 @@ WinogradBackwardPlan make_plan(const PushPullGeometry& g, int64_t lanes, int64_t
   plan.panels_per_group = divide_up(w.out_group, plan.panel);
   plan.panels = g.groups * plan.panels_per_group;
 
-  const int64_t tile_bytes = (w.planes + kWinogradPatterns * plan.panel) * kFloat;
+  const int64_t tile_bytes = (w.planes + 8 * plan.panel) * kFloat;
   set_winograd_band(w, std::clamp<int64_t>(kTileBytes / (tile_bytes * w.tiles_w), 1, w.tiles_h));
 
   // Bands of about as many rows as let some panels be held; short bands cost computing the rows that pooling shares

@@ -26,8 +26,8 @@ struct WinogradBackwardRows {
   float* gradient;  // gp, [held panel][filter][row][column]
   int64_t gradient_pitch;
   float* constant;  // m * gq, summed over the filters of a panel
-  float* z;         // [pattern][tile][filter]
-  int64_t z_pitch;  // of a pattern
+  float* z;         // [row pattern][tile][left or right][filter], see transform_gradient
+  int64_t z_pitch;  // of a row pattern
 
   // Where p is computed again.
   float* products;  // see convolve_band
@@ -74,8 +74,8 @@ STURDY_ALWAYS_INLINE WinogradBackwardRows take_backward_rows(const WinogradBackw
   rows.gradient_pitch = round_up_to_lanes<float>(pixels) + lanes;  // off the powers of two
   rows.gradient = arena.take<float>(plan.held_panels * plan.panel * rows.gradient_pitch);
   rows.constant = arena.take<float>(pixels);
-  rows.z_pitch = w.band_tile_rows * w.tiles_w * plan.panel + lanes;
-  rows.z = arena.take<float>(cpu::kWinogradPatterns * rows.z_pitch);
+  rows.z_pitch = w.band_tile_rows * w.tiles_w * 2 * plan.panel + lanes;
+  rows.z = arena.take<float>(4 * rows.z_pitch);
 
   if (compute_push) {
     rows.products = arena.take<float>(cpu::kWinogradPatterns * kGemmRows * kWinogradChunk);
@@ -169,8 +169,9 @@ static void mean_box_rows(const WinogradPlan& plan, const View4& input, int64_t 
 
 // ---- sums over tiles ----
 
-// Z of a row of tiles: `from` is its first row of gp of the panel's first filter; without a `second` row that one is
-// zero. The signs of Z3 are left to `reduce`.
+// Half of Z, along rows only: of the left and of the right column of each tile in a row of tiles. `from` is the first
+// of their rows of gp, of the panel's first filter; without a `second` row that one is zero. The other half is left to
+// tile_sum, the signs of Z3 to `reduce`.
 template <int vectors>
 static void transform_gradient(const float* from, int64_t filter_pitch, int64_t width, bool second, float* z,
                                int64_t z_pitch) {
@@ -206,27 +207,19 @@ static void transform_gradient(const float* from, int64_t filter_pitch, int64_t 
     for (int64_t i = 0; i < columns; i += 2) {
       STURDY_UNROLL
       for (int j = 0; j < panel; j += lanes) {
-        Vec<float> left[4];
-        Vec<float> right[4];
-        left[0] = load(&pixels[0][i][j]);
-        right[0] = load(&pixels[0][i + 1][j]);
-        left[3] = load(&pixels[1][i][j]);
-        right[3] = load(&pixels[1][i + 1][j]);
-        left[1] = left[0] + left[3];
-        left[2] = left[0] - left[3];
-        right[1] = right[0] + right[3];
-        right[2] = right[0] - right[3];
         float* to = z + j;
         STURDY_UNROLL
-        for (int row = 0; row < 4; row++) {
-          store(to, left[row]);
-          store(to + z_pitch, left[row] + right[row]);
-          store(to + 2 * z_pitch, left[row] - right[row]);
-          store(to + 3 * z_pitch, right[row]);
-          to += 4 * z_pitch;
+        for (int side = 0; side < 2; side++) {
+          const Vec<float> first = load(&pixels[0][i + side][j]);
+          const Vec<float> second_row = load(&pixels[1][i + side][j]);
+          store(to, first);
+          store(to + z_pitch, first + second_row);
+          store(to + 2 * z_pitch, first - second_row);
+          store(to + 3 * z_pitch, second_row);
+          to += panel;
         }
       }
-      z += panel;
+      z += 2 * panel;
     }
   }
 }
@@ -264,10 +257,13 @@ struct ReadAhead {
   }
 };
 
-// sums[plane][filter] += sum over tiles of transformed[plane][tile] * z[tile][filter], and `ahead_lines` cache lines
-// from `ahead` on are asked for on the way. Not inlined, and with a barrier between tiles, for the reasons given with
-// weight_tile.
-template <int planes, int vectors>
+// What a column pattern makes of the left and the right column of a tile.
+enum class TileColumns { one, sum, difference };
+
+// sums[plane][filter] += sum over tiles of transformed[plane][tile] * Z[tile][filter]; `z` points to the column read,
+// or to the left of two. `ahead_lines` cache lines from `ahead` on are asked for on the way. Not inlined, and with a
+// barrier between tiles, for the reasons given with weight_tile.
+template <TileColumns columns, int planes, int vectors>
 __attribute__((noinline)) static void tile_sum(const float* transformed, int64_t plane_pitch, const float* z,
                                                int64_t tiles, float* sums, const char* ahead, int64_t ahead_lines) {
   constexpr int lanes = kLanes<float>;
@@ -290,6 +286,11 @@ __attribute__((noinline)) static void tile_sum(const float* transformed, int64_t
     STURDY_UNROLL
     for (int j = 0; j < vectors; j++) {
       value[j] = load(z + j * lanes);
+      if constexpr (columns == TileColumns::sum) {
+        value[j] = value[j] + load(z + (vectors + j) * lanes);
+      } else if constexpr (columns == TileColumns::difference) {
+        value[j] = value[j] - load(z + (vectors + j) * lanes);
+      }
     }
     STURDY_UNROLL
     for (int i = 0; i < planes; i++) {
@@ -299,7 +300,7 @@ __attribute__((noinline)) static void tile_sum(const float* transformed, int64_t
         accumulate(sum[i][j], input, value[j]);
       }
     }
-    z += vectors * lanes;
+    z += 2 * vectors * lanes;
   }
   STURDY_UNROLL
   for (int i = 0; i < planes; i++) {
@@ -317,7 +318,10 @@ template <int vectors, typename Counts>
 struct TileSums;
 template <int vectors, int... n>
 struct TileSums<vectors, std::integer_sequence<int, n...>> {
-  static constexpr TileSum of_planes[] = {tile_sum<n + 1, vectors>...};  // [planes - 1]
+  static constexpr TileSum of_one[] = {tile_sum<TileColumns::one, n + 1, vectors>...};  // [planes - 1]
+  static constexpr TileSum of_sum[] = {tile_sum<TileColumns::sum, n + 1, vectors>...};
+  static constexpr TileSum of_difference[] = {tile_sum<TileColumns::difference, n + 1, vectors>...};
+  static constexpr const TileSum* of_pattern[4] = {of_one, of_sum, of_difference, of_one};
 };
 
 // How many calls of tile_sum go over each tile of a panel.
@@ -334,18 +338,19 @@ template <int vectors>
 static void panel_sums(const WinogradPlan& plan, const WinogradBackwardRows& rows, int64_t tiles, float* sums,
                        ReadAhead& ahead) {
   using Sums = TileSums<vectors, std::make_integer_sequence<int, kTileTaps>>;
+  constexpr int64_t panel = vectors * kLanes<float>;
   for (int pattern = 0; pattern < cpu::kWinogradPatterns; pattern++) {
     const int64_t begin = plan.plane_begin[pattern];
     const int64_t planes = plan.plane_begin[pattern + 1] - begin;
     const int64_t parts = (planes + kTileTaps - 1) / kTileTaps;
+    const float* z = rows.z + pattern / 4 * rows.z_pitch + (pattern % 4 == 3 ? panel : 0);
     for (int64_t i = 0; i < parts; i++) {  // as even as possible
       const int64_t first = begin + planes * i / parts;
       const int64_t last = begin + planes * (i + 1) / parts;
       int64_t lines = 0;
       const char* from = ahead.next(tiles, lines);
-      Sums::of_planes[last - first - 1](rows.tiles.transformed + first * plan.plane_pitch, plan.plane_pitch,
-                                        rows.z + pattern * rows.z_pitch, tiles, sums + first * vectors * kLanes<float>,
-                                        from, lines);
+      Sums::of_pattern[pattern % 4][last - first - 1](rows.tiles.transformed + first * plan.plane_pitch,
+                                                      plan.plane_pitch, z, tiles, sums + first * panel, from, lines);
     }
   }
 }
@@ -369,7 +374,7 @@ static void sum_tiles(const WinogradBackwardPlan& plan, const PushPullBackwardPa
       const float* gradient = rows.gradient + (panel - begin) * plan.panel * rows.gradient_pitch;
       for (int64_t i = tile_row; i < rows.tiles.last; i++) {
         transform(gradient + (2 * i - rows.band.first) * width, rows.gradient_pitch, width, 2 * i + 1 < rows.band.last,
-                  rows.z + (i - tile_row) * w.tiles_w * plan.panel, rows.z_pitch);
+                  rows.z + (i - tile_row) * w.tiles_w * 2 * plan.panel, rows.z_pitch);
       }
       add(w, rows, tiles, piece + panel * plan.panel_size, ahead);
     }

@@ -96,6 +96,8 @@ struct PixelSums {
   }
 };
 
+constexpr int64_t kReadAhead = 16 * 32;
+
 // ---- without pooling: a band is one long row ----
 
 template <bool want_push, bool want_constant>
@@ -120,6 +122,8 @@ static void unpooled_gradient(const WinogradPlan& plan, const GradientBand& band
   };
   int64_t i = 0;
   for (; i + lanes <= count; i += lanes) {
+    __builtin_prefetch(filter.grad_out + i + kReadAhead);
+    __builtin_prefetch(filter.push + i + kReadAhead);
     step(i, lanes);
   }
   if (i < count) {
@@ -311,6 +315,7 @@ static inline void pad_push(const WinogradPlan& plan, const GradientBand& band, 
       if (prefetch) {
         __builtin_prefetch(g + i);
       }
+      __builtin_prefetch(from + i + kReadAhead);
       store(to + i, load(from + i));
     }
     if (i < width) {
