@@ -49,12 +49,12 @@ STURDY_ALWAYS_INLINE WinogradBackwardRows take_backward_rows(const WinogradBackw
   rows.tiles = take_winograd_band(w, arena);
 
   const int64_t sum_tile_rows = push_rows / 2 + 2;
-  rows.sums.channel_sum = arena.take<float>(winograd_input_rows(w, sum_tile_rows) * w.sum_pitch);
-  rows.sums.line = arena.take<float>(w.sum_pitch);
+  rows.sums.channel_sum = arena.take<float>(winograd_input_rows(w, sum_tile_rows) * w.row_pitch);
+  rows.sums.line = arena.take<float>(w.row_pitch);
   for (float*& box : rows.box) {
     box = arena.take<float>(sum_tile_rows * 2 * w.tiles_w + 2 * lanes);
   }
-  rows.kernel_sum = arena.take<float>(w.sum_pitch + lanes);
+  rows.kernel_sum = arena.take<float>(w.row_pitch + lanes);
   rows.box_line = arena.take<float>(round_up_to_lanes<float>(width) + 2 * w.half_w + lanes);
   rows.mean_box = arena.take<float>(pull_rows * width + lanes);
 
@@ -96,18 +96,18 @@ static void sum_input(const WinogradPlan& plan, const View4& input, int64_t n, i
   const PushPullGeometry& g = plan.geometry;
   const int64_t rows = winograd_input_rows(plan, sums.last - sums.first);
   const int64_t top = sums.first * 2 * g.stride_h - g.pad_top;
-  const int64_t begin = least(g.pad_left, plan.sum_pitch);
-  const int64_t count = least(g.pad_left + g.in_w, plan.sum_pitch) - begin;
+  const int64_t begin = least(g.pad_left, plan.row_pitch);
+  const int64_t count = least(g.pad_left + g.in_w, plan.row_pitch) - begin;
   const S* image = static_cast<const S*>(input.data) + n * input.stride[0] + group * plan.in_group * input.stride[1];
   for (int64_t row = 0; row < rows; row++) {
     const int64_t y = top + row;
-    float* to = sums.channel_sum + row * plan.sum_pitch;
+    float* to = sums.channel_sum + row * plan.row_pitch;
     if (y < 0 || y >= g.in_h) {
-      fill_zero(to, plan.sum_pitch);
+      fill_zero(to, plan.row_pitch);
       continue;
     }
     const S* from = image + y * input.stride[2];
-    fill_zero(sums.line, plan.sum_pitch);
+    fill_zero(sums.line, plan.row_pitch);
     float* line = sums.line + begin;
     for (int64_t c = 0; c < plan.in_group; c++) {
       if (input.stride[3] == 1) {
@@ -139,7 +139,7 @@ static void mean_box_rows(const WinogradPlan& plan, const View4& input, int64_t 
   rows.sums.first = band.push_first / 2;
   rows.sums.last = (band.push_last + 1) / 2;
   sum_input<S>(plan, input, n, group, rows.sums);
-  fill_zero(rows.kernel_sum + plan.sum_pitch, lanes);
+  fill_zero(rows.kernel_sum + plan.row_pitch, lanes);
   box_rows(plan, rows.sums, rows.box, rows.kernel_sum);
 
   float* line = rows.box_line;
@@ -402,7 +402,7 @@ static void compute_push(const WinogradBackwardPlan& plan, const PushPullBackwar
     const int64_t last_row = least(band.push_last, 2 * rows.tiles.last);
     for (int64_t filter = first_filter; filter < last_filter; filter += kGemmRows) {
       const int64_t block = group * w.blocks_per_group + filter / kGemmRows;
-      convolve_band(w, rows.tiles, block, rows.products, rows.computed, rows.half_pitch);
+      convolve_band(w, rows.tiles, block, rows.products, rows.computed, rows.half_pitch, OutputLines{});
       for (int64_t i = 0; i < least(kGemmRows, last_filter - filter); i++) {
         const float* from = rows.computed + 2 * i * rows.half_pitch;
         float* to = rows.held_push + (filter + i - first_filter) * rows.push_pitch;
