@@ -20,6 +20,12 @@ constexpr int64_t kHeldBytes = int64_t{512} << 10;    // of gp held for the sums
 constexpr int64_t kTileBytes = int64_t{384} << 10;    // of transformed input and gradients taken at a time
 constexpr int64_t kFloat = sizeof(float);
 
+constexpr int64_t kLeastGain = 14;  // tenths: multiplications of the direct form over those of this
+constexpr int64_t kFiltersPerPanel = 32;
+constexpr int64_t kCachedFilterBytes = int64_t{256} << 10;
+constexpr int64_t kTilesPerImage = 16;
+constexpr int64_t kTilesPerLargeImage = 64;
+
 const WinogradBackwardKernels& kernels(DType dtype) {
   switch (cpu_isa()) {
 #if defined(__x86_64__)
@@ -86,7 +92,13 @@ bool winograd_backward_applies(const PushPullBackwardParams& params) {
   }
   const int64_t direct = 4 * g.kernel_h * g.kernel_w;
   const int64_t products = winograd_terms(g.kernel_h, g.stride_h) * winograd_terms(g.kernel_w, g.stride_w);
-  return 10 * direct >= 14 * products;
+  if (10 * direct < kLeastGain * products) {
+    return false;
+  }
+  // The gradients of the transformed filters are read and written for each image: it must have tiles enough for that.
+  const int64_t filter_bytes = products * g.in_channels / g.groups * kFiltersPerPanel * kFloat;
+  const int64_t tiles = divide_up(g.out_h, 2) * divide_up(g.out_w, 2);
+  return tiles >= (filter_bytes <= kCachedFilterBytes ? kTilesPerImage : kTilesPerLargeImage);
 }
 
 Status winograd_backward(const PushPullBackwardParams& params, const Threads& threads) {

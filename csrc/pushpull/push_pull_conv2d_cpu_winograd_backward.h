@@ -462,6 +462,11 @@ static void panel_gradient(const WinogradBackwardPlan& plan, const PushPullBackw
     filter.push = params.push.data != nullptr
                       ? plane_rows<S>(w, params.push, n, channel, band.push_first, band.push_last, rows.push)
                       : rows.held_push + (held * plan.panel + i) * rows.push_pitch;
+    const auto step = [](const float* rows, const float* buffer, const View4& view) {
+      return rows == buffer || view.data == nullptr ? 0 : view.stride[1];
+    };
+    filter.grad_out_step = step(filter.grad_out, rows.grad_out, params.grad_out);
+    filter.push_step = step(filter.push, rows.push, params.push);
     filter.out = want_push ? gradient + i * rows.gradient_pitch : nullptr;
     filter.constant = grad_input != nullptr ? rows.constant : nullptr;
     filter_gradient(w, band, filter);

@@ -54,11 +54,12 @@ struct GradientBand {
 // What one filter brings and where its results go.
 struct FilterGradient {
   float range, inhibition;
-  const float* grad_out;  // [row from pull_first][column] without gaps
-  const float* push;      // [row from push_first][column] without gaps
-  float* out;             // gp, [row from first][column] without gaps; null: not wanted
-  float* constant;        // m * gq of the same rows is added here; null: not wanted
-  float* sums;            // {bias, inhibition, range}[lane]: those of the band are added
+  const float* grad_out;             // [row from pull_first][column] without gaps
+  const float* push;                 // [row from push_first][column] without gaps
+  int64_t grad_out_step, push_step;  // to the rows of the next filter, which are prefetched
+  float* out;                        // gp, [row from first][column] without gaps; null: not wanted
+  float* constant;                   // m * gq of the same rows is added here; null: not wanted
+  float* sums;                       // {bias, inhibition, range}[lane]: those of the band are added
 };
 
 STURDY_ALWAYS_INLINE Vec<float> load_columns(const float* from, int64_t count) {
@@ -96,8 +97,6 @@ struct PixelSums {
   }
 };
 
-constexpr int64_t kReadAhead = 16 * 32;
-
 // ---- without pooling: a band is one long row ----
 
 template <bool want_push, bool want_constant>
@@ -122,8 +121,8 @@ static void unpooled_gradient(const WinogradPlan& plan, const GradientBand& band
   };
   int64_t i = 0;
   for (; i + lanes <= count; i += lanes) {
-    __builtin_prefetch(filter.grad_out + i + kReadAhead);
-    __builtin_prefetch(filter.push + i + kReadAhead);
+    __builtin_prefetch(filter.grad_out + filter.grad_out_step + i, 0, 2);
+    __builtin_prefetch(filter.push + filter.push_step + i, 0, 2);
     step(i, lanes);
   }
   if (i < count) {
@@ -238,6 +237,7 @@ static void pull_strip(const WinogradPlan& plan, const GradientBand& band, const
                   const Vec<float> grad_u =
                       sums.add(load_columns(g, columns), range * mean_box - sum * weights, mean_box, minus_inhibition);
                   store(to, grad_u * weights);
+                  __builtin_prefetch(g + filter.grad_out_step, 0, 2);
                   g += width;
                   box += width;
                   to += band.pitch;
@@ -260,6 +260,7 @@ static void push_strip(const WinogradPlan& plan, const GradientBand& band, const
   Windows::walk(
       above, band.pitch, band.first, band.last, [&](int64_t, Vec<float> grad_q) __attribute__((always_inline)) {
         store_columns(to, relu_backward(load_columns(g, columns), load_columns(p, columns)) - grad_q, columns);
+        __builtin_prefetch(p + filter.push_step, 0, 2);
         if (filter.constant != nullptr) {
           store_columns(constant, load_columns(constant, columns) + range * grad_q, columns);
           constant += width;
@@ -315,7 +316,6 @@ static inline void pad_push(const WinogradPlan& plan, const GradientBand& band, 
       if (prefetch) {
         __builtin_prefetch(g + i);
       }
-      __builtin_prefetch(from + i + kReadAhead);
       store(to + i, load(from + i));
     }
     if (i < width) {
