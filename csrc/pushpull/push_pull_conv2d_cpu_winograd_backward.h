@@ -1,9 +1,9 @@
 // Winograd's form of backward: gp of a band for some panels of filters, then the sums over its tiles.
 #pragma once
 
-#include "pushpull/push_pull_conv2d_cpu_tiles.h"
 #include "pushpull/push_pull_conv2d_cpu_winograd_backward_plan.h"
 #include "pushpull/push_pull_conv2d_cpu_winograd_backward_rows.h"
+#include "pushpull/push_pull_conv2d_cpu_winograd_backward_tiles.h"
 #include "pushpull/push_pull_conv2d_cpu_winograd_forward.h"
 
 namespace sturdy {
@@ -169,174 +169,9 @@ static void mean_box_rows(const WinogradPlan& plan, const View4& input, int64_t 
 
 // ---- sums over tiles ----
 
-// Half of Z, along rows only: of the left and of the right column of each tile in a row of tiles. `from` is the first
-// of their rows of gp, of the panel's first filter; without a `second` row that one is zero. The other half is left to
-// tile_sum, the signs of Z3 to `reduce`.
-template <int vectors>
-static void transform_gradient(const float* from, int64_t filter_pitch, int64_t width, bool second, float* z,
-                               int64_t z_pitch) {
-  constexpr int lanes = kLanes<float>;
-  constexpr int panel = lanes * vectors;
-  alignas(kVectorBytes) float pixels[2][lanes][panel];
-  if (!second) {
-    fill_zero(&pixels[1][0][0], lanes * panel);
-  }
-  for (int64_t column = 0; column < width; column += lanes) {
-    const int64_t columns = least(lanes, width - column);
-    for (int row = 0; row < (second ? 2 : 1); row++) {
-      for (int j = 0; j < panel; j += lanes) {
-        const float* at = from + j * filter_pitch + row * width + column;
-        Vec<float> block[lanes];
-        if (columns == lanes) {
-          STURDY_UNROLL
-          for (int i = 0; i < lanes; i++) {
-            block[i] = load(at + i * filter_pitch);
-          }
-        } else {
-          for (int i = 0; i < lanes; i++) {
-            block[i] = load_partial(at + i * filter_pitch, columns);
-          }
-        }
-        transpose(block);
-        STURDY_UNROLL
-        for (int i = 0; i < lanes; i++) {
-          store(&pixels[row][i][j], block[i]);
-        }
-      }
-    }
-    for (int64_t i = 0; i < columns; i += 2) {
-      STURDY_UNROLL
-      for (int j = 0; j < panel; j += lanes) {
-        float* to = z + j;
-        STURDY_UNROLL
-        for (int side = 0; side < 2; side++) {
-          const Vec<float> first = load(&pixels[0][i + side][j]);
-          const Vec<float> second_row = load(&pixels[1][i + side][j]);
-          store(to, first);
-          store(to + z_pitch, first + second_row);
-          store(to + 2 * z_pitch, first - second_row);
-          store(to + 3 * z_pitch, second_row);
-          to += panel;
-        }
-      }
-      z += 2 * panel;
-    }
-  }
-}
-
-// What will be read next, asked for while the sums over tiles leave the memory idle: p and g of some filters, a plane
-// of either after the other.
-struct ReadAhead {
-  const char* data[2];
-  int64_t step[2];   // from filter to filter, in bytes
-  int64_t size[2];   // of a filter, in bytes
-  int64_t segments;  // two for each filter
-  int64_t segment, offset;
-  int64_t lines, chances;  // how many cache lines there are, and how many could be asked for
-  int64_t used, passed;    // of these
-
-  // Where to ask from, given `most_lines` more chances, and for how many lines.
-  STURDY_ALWAYS_INLINE const char* next(int64_t most_lines, int64_t& count) {
-    constexpr int64_t line = 64;
-    passed += most_lines;
-    count = 0;
-    if (segment == segments) {
-      return nullptr;
-    }
-    const int which = static_cast<int>(segment % 2);
-    const char* from = data[which] + segment / 2 * step[which] + offset;
-    const int64_t wanted = lines * passed / chances - used;  // spread evenly
-    count = most(0, least(least(wanted, most_lines), (size[which] - offset + line - 1) / line));
-    used += count;
-    offset += count * line;
-    if (offset >= size[which]) {
-      offset = 0;
-      segment++;
-    }
-    return from;
-  }
-};
-
-// What a column pattern makes of the left and the right column of a tile.
-enum class TileColumns { one, sum, difference };
-
-// sums[plane][filter] += sum over tiles of transformed[plane][tile] * Z[tile][filter]; `z` points to the column read,
-// or to the left of two. `ahead_lines` cache lines from `ahead` on are asked for on the way. Not inlined, and with a
-// barrier between tiles, for the reasons given with weight_tile.
-template <TileColumns columns, int planes, int vectors>
-__attribute__((noinline)) static void tile_sum(const float* transformed, int64_t plane_pitch, const float* z,
-                                               int64_t tiles, float* sums, const char* ahead, int64_t ahead_lines) {
-  constexpr int lanes = kLanes<float>;
-  Vec<float> sum[planes][vectors];
-  const float* at[planes];
-  STURDY_UNROLL
-  for (int i = 0; i < planes; i++) {
-    at[i] = transformed + i * plane_pitch;
-    STURDY_UNROLL
-    for (int j = 0; j < vectors; j++) {
-      sum[i][j] = zero<float>();
-    }
-  }
-  for (int64_t tile = 0; tile < tiles; tile++) {
-    asm volatile("" ::: "memory");
-    if (tile < ahead_lines) {
-      __builtin_prefetch(ahead + tile * 64, 0, 2);
-    }
-    Vec<float> value[vectors];
-    STURDY_UNROLL
-    for (int j = 0; j < vectors; j++) {
-      value[j] = load(z + j * lanes);
-      if constexpr (columns == TileColumns::sum) {
-        value[j] = value[j] + load(z + (vectors + j) * lanes);
-      } else if constexpr (columns == TileColumns::difference) {
-        value[j] = value[j] - load(z + (vectors + j) * lanes);
-      }
-    }
-    STURDY_UNROLL
-    for (int i = 0; i < planes; i++) {
-      const Vec<float> input = broadcast(at[i][tile]);
-      STURDY_UNROLL
-      for (int j = 0; j < vectors; j++) {
-        accumulate(sum[i][j], input, value[j]);
-      }
-    }
-    z += 2 * vectors * lanes;
-  }
-  STURDY_UNROLL
-  for (int i = 0; i < planes; i++) {
-    STURDY_UNROLL
-    for (int j = 0; j < vectors; j++) {
-      float* to = sums + (i * vectors + j) * lanes;
-      store(to, load(to) + sum[i][j]);
-    }
-  }
-}
-
-using TileSum = void (*)(const float*, int64_t, const float*, int64_t, float*, const char*, int64_t);
-
-template <int vectors, typename Counts>
-struct TileSums;
-template <int vectors, int... n>
-struct TileSums<vectors, std::integer_sequence<int, n...>> {
-  static constexpr TileSum of_one[] = {tile_sum<TileColumns::one, n + 1, vectors>...};  // [planes - 1]
-  static constexpr TileSum of_sum[] = {tile_sum<TileColumns::sum, n + 1, vectors>...};
-  static constexpr TileSum of_difference[] = {tile_sum<TileColumns::difference, n + 1, vectors>...};
-  static constexpr const TileSum* of_pattern[4] = {of_one, of_sum, of_difference, of_one};
-};
-
-// How many calls of tile_sum go over each tile of a panel.
-static inline int64_t tile_sum_calls(const WinogradPlan& plan) {
-  int64_t calls = 0;
-  for (int pattern = 0; pattern < cpu::kWinogradPatterns; pattern++) {
-    calls += (plan.plane_begin[pattern + 1] - plan.plane_begin[pattern] + kTileTaps - 1) / kTileTaps;
-  }
-  return calls;
-}
-
 // All sums of one panel.
 template <int vectors>
-static void panel_sums(const WinogradPlan& plan, const WinogradBackwardRows& rows, int64_t tiles, float* sums,
-                       ReadAhead& ahead) {
+static void panel_sums(const WinogradPlan& plan, const WinogradBackwardRows& rows, int64_t tiles, float* sums) {
   using Sums = TileSums<vectors, std::make_integer_sequence<int, kTileTaps>>;
   constexpr int64_t panel = vectors * kLanes<float>;
   for (int pattern = 0; pattern < cpu::kWinogradPatterns; pattern++) {
@@ -347,10 +182,8 @@ static void panel_sums(const WinogradPlan& plan, const WinogradBackwardRows& row
     for (int64_t i = 0; i < parts; i++) {  // as even as possible
       const int64_t first = begin + planes * i / parts;
       const int64_t last = begin + planes * (i + 1) / parts;
-      int64_t lines = 0;
-      const char* from = ahead.next(tiles, lines);
       Sums::of_pattern[pattern % 4][last - first - 1](rows.tiles.transformed + first * plan.plane_pitch,
-                                                      plan.plane_pitch, z, tiles, sums + first * panel, from, lines);
+                                                      plan.plane_pitch, z, tiles, sums + first * panel);
     }
   }
 }
@@ -358,8 +191,7 @@ static void panel_sums(const WinogradPlan& plan, const WinogradBackwardRows& row
 // Adds the rows [first, last) of gp of the held panels [begin, end) to the gradients of their transformed filters.
 template <typename S>
 static void sum_tiles(const WinogradBackwardPlan& plan, const PushPullBackwardParams& params,
-                      WinogradBackwardRows& rows, int64_t n, int64_t begin, int64_t end, float* piece,
-                      ReadAhead& ahead) {
+                      WinogradBackwardRows& rows, int64_t n, int64_t begin, int64_t end, float* piece) {
   const WinogradPlan& w = plan.winograd;
   const int64_t width = w.geometry.out_w;
   const auto transform = plan.vectors == 2 ? transform_gradient<2> : transform_gradient<1>;
@@ -376,7 +208,7 @@ static void sum_tiles(const WinogradBackwardPlan& plan, const PushPullBackwardPa
         transform(gradient + (2 * i - rows.band.first) * width, rows.gradient_pitch, width, 2 * i + 1 < rows.band.last,
                   rows.z + (i - tile_row) * w.tiles_w * 2 * plan.panel, rows.z_pitch);
       }
-      add(w, rows, tiles, piece + panel * plan.panel_size, ahead);
+      add(w, rows, tiles, piece + panel * plan.panel_size);
     }
   }
 }
@@ -482,51 +314,6 @@ static void panel_gradient(const WinogradBackwardPlan& plan, const PushPullBackw
   }
 }
 
-// The work of the tasks [task, end) in steps: panels that are held together, of one item.
-struct BackwardStep {
-  int64_t task, end;
-  int64_t item;
-  int64_t panel, last_panel;  // panels [panel, last_panel)
-
-  bool done() const { return task == end; }
-
-  void start_task(const WinogradBackwardPlan& plan) {
-    for (; task < end; task++) {
-      const int64_t piece = task / plan.panel_chunks;
-      const int64_t before = (plan.first - piece + plan.pieces - 1) / plan.pieces;  // rounds done, if positive
-      item = piece + most(0, before) * plan.pieces;
-      if (item < plan.last) {
-        start_panels(plan, first_panel(plan, 0));
-        return;
-      }
-    }
-  }
-
-  void advance(const WinogradBackwardPlan& plan) {
-    if (last_panel < first_panel(plan, 1)) {
-      start_panels(plan, last_panel);
-    } else if (item + plan.pieces < plan.last) {
-      item += plan.pieces;
-      start_panels(plan, first_panel(plan, 0));
-    } else {
-      task++;
-      start_task(plan);
-    }
-  }
-
- private:
-  // The first panel of the task's chunk, or of the one `next` chunks on.
-  int64_t first_panel(const WinogradBackwardPlan& plan, int64_t next) const {
-    return plan.panels * (task % plan.panel_chunks + next) / plan.panel_chunks;
-  }
-
-  void start_panels(const WinogradBackwardPlan& plan, int64_t first) {
-    panel = first;
-    const int64_t group_end = (first / plan.panels_per_group + 1) * plan.panels_per_group;
-    last_panel = least(least(first_panel(plan, 1), group_end), first + plan.held_panels);
-  }
-};
-
 // Sets the rows of an item.
 static inline void set_rows(const WinogradBackwardPlan& plan, int64_t item, bool want_push, GradientBand& band) {
   const WinogradPlan& w = plan.winograd;
@@ -538,42 +325,6 @@ static inline void set_rows(const WinogradBackwardPlan& plan, int64_t item, bool
   band.pull_last = least(height, band.last + halo);
   band.push_first = most(0, band.pull_first - w.half_h);
   band.push_last = least(height, band.pull_last + w.half_h);
-}
-
-// What the step that comes next will read.
-template <typename S>
-static ReadAhead read_ahead(const WinogradBackwardPlan& plan, const PushPullBackwardParams& params,
-                            const BackwardStep& step, int64_t chances) {
-  const WinogradPlan& w = plan.winograd;
-  const PushPullGeometry& g = w.geometry;
-  ReadAhead ahead{};
-  ahead.chances = chances;
-  GradientBand band{};
-  if (step.done()) {
-    return ahead;
-  }
-  set_rows(plan, step.item, true, band);
-  const View4* const views[2] = {&params.grad_out, &params.push};
-  const int64_t first_row[2] = {band.pull_first, band.push_first};
-  const int64_t last_row[2] = {band.pull_last, band.push_last};
-  const int64_t group = step.panel / plan.panels_per_group;
-  const int64_t in_group = step.panel % plan.panels_per_group * plan.panel;
-  const int64_t filters = least((step.last_panel - step.panel) * plan.panel, w.out_group - in_group);
-  for (int i = 0; i < 2; i++) {
-    const View4& view = *views[i];
-    if (view.data == nullptr || view.stride[3] != 1 || view.stride[2] != g.out_w) {
-      continue;
-    }
-    const int64_t n = step.item / plan.bands;
-    ahead.data[i] = reinterpret_cast<const char*>(static_cast<const S*>(view.data) + n * view.stride[0] +
-                                                  (group * w.out_group + in_group) * view.stride[1] +
-                                                  first_row[i] * view.stride[2]);
-    ahead.step[i] = view.stride[1] * static_cast<int64_t>(sizeof(S));
-    ahead.size[i] = (last_row[i] - first_row[i]) * g.out_w * static_cast<int64_t>(sizeof(S));
-    ahead.lines += filters * ((ahead.size[i] + 63) / 64);
-  }
-  ahead.segments = 2 * filters;
-  return ahead;
 }
 
 template <typename S>
@@ -592,49 +343,44 @@ static void winograd_backward(const WinogradBackwardPlan& plan, const PushPullBa
   lay_out(host_scratch(ScratchSlot::task, lay_out(nullptr)));
   GradientBand& band = rows.band;
 
-  for (int64_t task = begin; task < end && plan.first == 0; task++) {
+  for (int64_t task = begin; task < end; task++) {
     const int64_t chunk = task % plan.panel_chunks;
-    const int64_t first = plan.panels * chunk / plan.panel_chunks;
-    const int64_t last = plan.panels * (chunk + 1) / plan.panel_chunks;
-    fill_zero(plan.partials + (task / plan.panel_chunks * plan.panels + first) * plan.panel_size,
-              (last - first) * plan.panel_size);
-  }
-  int64_t box_item = -1;
-  int64_t box_group = -1;
-  BackwardStep step{};
-  step.task = begin;
-  step.end = end;
-  for (step.start_task(plan); !step.done();) {
-    BackwardStep next = step;
-    next.advance(plan);
-    const int64_t n = step.item / plan.bands;
-    const int64_t group = step.panel / plan.panels_per_group;
-    if (step.item != box_item) {
-      set_rows(plan, step.item, want_push, band);
+    const int64_t piece = task / plan.panel_chunks;
+    const int64_t first_panel = plan.panels * chunk / plan.panel_chunks;
+    const int64_t last_panel = plan.panels * (chunk + 1) / plan.panel_chunks;
+    float* piece_sums = plan.partials + piece * plan.panels * plan.panel_size;
+    if (plan.first == 0) {
+      fill_zero(piece_sums + first_panel * plan.panel_size, (last_panel - first_panel) * plan.panel_size);
+    }
+    const int64_t before = (plan.first - piece + plan.pieces - 1) / plan.pieces;  // rounds done, if positive
+    for (int64_t item = piece + most(0, before) * plan.pieces; item < plan.last; item += plan.pieces) {
+      const int64_t n = item / plan.bands;
+      set_rows(plan, item, want_push, band);
       if (band.pitch > 0) {  // what the filters do not write stays zero: rows outside of the map, and margins
         fill_zero(band.push, (plan.band_rows + 4 * w.half_h) * band.pitch + band.left);
         fill_zero(band.pull, (plan.band_rows + 2 * w.half_h) * band.pitch + band.left);
       }
+      int64_t box_group = -1;
+      for (int64_t panel = first_panel; panel < last_panel;) {
+        const int64_t group = panel / plan.panels_per_group;
+        if (group != box_group && !bias_only) {
+          mean_box_rows<S>(w, params.input, n, group, rows);
+          box_group = group;
+        }
+        const int64_t next = least(least(last_panel, panel + plan.held_panels), (group + 1) * plan.panels_per_group);
+        if (!bias_only && params.push.data == nullptr) {
+          compute_push<S>(plan, params, rows, n, panel, next);
+        }
+        for (int64_t i = panel; i < next; i++) {
+          panel_gradient<S>(plan, params, grad_input, rows, n, i, i - panel,
+                            piece_sums + i * plan.panel_size + w.planes * plan.panel);
+        }
+        if (want_filter) {
+          sum_tiles<S>(plan, params, rows, n, panel, next, piece_sums);
+        }
+        panel = next;
+      }
     }
-    if (!bias_only && (step.item != box_item || group != box_group)) {
-      mean_box_rows<S>(w, params.input, n, group, rows);
-    }
-    box_item = step.item;
-    box_group = group;
-    if (!bias_only && params.push.data == nullptr) {
-      compute_push<S>(plan, params, rows, n, step.panel, step.last_panel);
-    }
-    float* piece = plan.partials + step.task / plan.panel_chunks * plan.panels * plan.panel_size;
-    for (int64_t i = step.panel; i < step.last_panel; i++) {
-      panel_gradient<S>(plan, params, grad_input, rows, n, i, i - step.panel,
-                        piece + i * plan.panel_size + w.planes * plan.panel);
-    }
-    if (want_filter) {
-      const int64_t tiles = (band.last - band.first + 1) / 2 * w.tiles_w;
-      ReadAhead ahead = read_ahead<S>(plan, params, next, (step.last_panel - step.panel) * tiles * tile_sum_calls(w));
-      sum_tiles<S>(plan, params, rows, n, step.panel, step.last_panel, piece, ahead);
-    }
-    step = next;
   }
   trim_host_scratch(ScratchSlot::task);
 }
