@@ -50,7 +50,8 @@ STURDY_ALWAYS_INLINE WinogradBackwardRows take_backward_rows(const WinogradBackw
 
   const int64_t sum_tile_rows = push_rows / 2 + 2;
   rows.sums.channel_sum = arena.take<float>(winograd_input_rows(w, sum_tile_rows) * w.row_pitch);
-  rows.sums.line = arena.take<float>(w.row_pitch);
+  rows.sums.line = arena.take<float>(w.geometry.in_w);
+  rows.sums.phases = arena.take<float>(w.row_pitch + w.lanes);
   for (float*& box : rows.box) {
     box = arena.take<float>(sum_tile_rows * 2 * w.tiles_w + 2 * lanes);
   }
@@ -96,19 +97,18 @@ static void sum_input(const WinogradPlan& plan, const View4& input, int64_t n, i
   const PushPullGeometry& g = plan.geometry;
   const int64_t rows = winograd_input_rows(plan, sums.last - sums.first);
   const int64_t top = sums.first * 2 * g.stride_h - g.pad_top;
-  const int64_t begin = least(g.pad_left, plan.row_pitch);
-  const int64_t count = least(g.pad_left + g.in_w, plan.row_pitch) - begin;
+  const int64_t count = g.in_w;
+  float* line = sums.line;
   const S* image = static_cast<const S*>(input.data) + n * input.stride[0] + group * plan.in_group * input.stride[1];
   for (int64_t row = 0; row < rows; row++) {
     const int64_t y = top + row;
     float* to = sums.channel_sum + row * plan.row_pitch;
+    fill_zero(to, plan.row_pitch);
     if (y < 0 || y >= g.in_h) {
-      fill_zero(to, plan.row_pitch);
       continue;
     }
     const S* from = image + y * input.stride[2];
-    fill_zero(sums.line, plan.row_pitch);
-    float* line = sums.line + begin;
+    fill_zero(line, count);
     for (int64_t c = 0; c < plan.in_group; c++) {
       if (input.stride[3] == 1) {
         int64_t i = 0;
@@ -125,7 +125,7 @@ static void sum_input(const WinogradPlan& plan, const View4& input, int64_t n, i
       }
       from += input.stride[1];
     }
-    split_phases(plan, sums.line, to);
+    split_phases(plan, line, count, sums.phases, to);
   }
 }
 
