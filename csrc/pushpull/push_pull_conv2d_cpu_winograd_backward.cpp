@@ -79,6 +79,9 @@ void place(WinogradBackwardPlan& plan, Arena& arena) {
   plan.inhibition_gradient = arena.take<float>(plan.panels * plan.panel);
 }
 
+// Does the view have its channels side by side, and not its columns? The direct form takes such maps as they lie.
+bool is_channels_last(const View4& view) { return view.data != nullptr && view.stride[1] == 1 && view.stride[3] != 1; }
+
 }  // namespace
 
 bool winograd_backward_applies(const PushPullBackwardParams& params) {
@@ -87,7 +90,7 @@ bool winograd_backward_applies(const PushPullBackwardParams& params) {
   if (empty || g.dtype == DType::f64 || g.channel_range || g.dilation_h != 1 || g.dilation_w != 1) {
     return false;
   }
-  if (g.out_channels / g.groups < 8) {
+  if (g.out_channels / g.groups < 8 || is_channels_last(params.grad_out) || is_channels_last(params.push)) {
     return false;
   }
   const int64_t direct = 4 * g.kernel_h * g.kernel_w;
