@@ -32,6 +32,7 @@ struct PushPullGeometry {
   double strength;            // inhibition of every channel where `inhibition.data` is null
   DType dtype;                // of every tensor but the channel vectors
   bool channel_range;         // m is taken of each input channel of a filter apart: m * box is then a sum over channels
+  bool allow_tf32;            // float32 may be multiplied as tf32, by tensor cores
 };
 
 // out = relu(p) - inhibition * relu(m * A(box) - A(p)) + bias, p = conv(input, weight); A divides by the cells in the

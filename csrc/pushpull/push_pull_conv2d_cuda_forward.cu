@@ -12,6 +12,7 @@
 #include <algorithm>
 
 #include "pushpull/push_pull_conv2d_cuda.cuh"
+#include "pushpull/push_pull_conv2d_cuda_tensor_launch.cuh"
 
 namespace sturdy::cuda::push_pull {
 
@@ -407,26 +408,48 @@ Status launch_tiles(TileArguments<A>& arguments, void* stream) {
 
 int64_t chunks(int64_t points) { return ceil_div(points, int64_t{kChunk}); }
 
+// Tensor cores take 16-bit types and, where allowed, float32 as tf32; the rest goes the plain way.
+bool plan_tensor_forward(const PushPullGeometry& geometry, const Sizes& s, TensorPlan* plan) {
+  const bool wide = geometry.dtype == DType::f32;
+  if (geometry.channel_range || geometry.dtype == DType::f64 || (wide && !geometry.allow_tf32)) {
+    return false;
+  }
+  return plan_tensor(s, wide, s.radius_h, s.radius_w, plan);
+}
+
 template <typename A>
 struct ForwardWorkspace {
   FilterRange<A>* ranges;
-  A* map;
-  A* row_sums;
+  A* map = nullptr;
+  A* row_sums = nullptr;
+  uint32_t* packed = nullptr;
 
-  ForwardWorkspace(Workspace& workspace, const Sizes& s)
-      : ranges(workspace.take<FilterRange<A>>(s.out_channels)),
-        map(workspace.take<A>(tiles_hold_windows<A>(s) ? 0 : s.map_planes() * s.pixels())),
-        row_sums(workspace.take<A>(tiles_hold_windows<A>(s) ? 0 : s.map_planes() * s.pixels())) {}
+  ForwardWorkspace(Workspace& workspace, const PushPullGeometry& geometry, const Sizes& s)
+      : ranges(workspace.take<FilterRange<A>>(s.out_channels)) {
+    TensorPlan plan;
+    if (plan_tensor_forward(geometry, s, &plan)) {
+      packed = workspace.take<uint32_t>(packed_words(s, plan));
+    } else if (!tiles_hold_windows<A>(s)) {
+      map = workspace.take<A>(s.map_planes() * s.pixels());
+      row_sums = workspace.take<A>(s.map_planes() * s.pixels());
+    }
+  }
 };
 
 template <typename T>
 Status forward(const PushPullForwardParams& params, const Sizes& s, void* workspace, void* stream) {
   using A = Accumulate<T>;
   Workspace pieces(workspace);
-  const ForwardWorkspace<A> scratch(pieces, s);
+  const ForwardWorkspace<A> scratch(pieces, params.geometry, s);
   Status status = filter_ranges<T>(s, params.weight, scratch.ranges, stream);
   if (status != Status::ok) {
     return status;
+  }
+  if constexpr (!std::is_same_v<T, double>) {
+    TensorPlan plan;
+    if (plan_tensor_forward(params.geometry, s, &plan)) {
+      return tensor_forward<T>(params, s, plan, scratch.ranges, scratch.packed, stream);
+    }
   }
   TileArguments<A> arguments{};
   arguments.sizes = s;
@@ -554,9 +577,9 @@ size_t push_pull_conv2d_workspace(const PushPullGeometry& geometry) {
   }
   push_pull::Workspace pieces(nullptr);
   if (geometry.dtype == DType::f64) {
-    push_pull::ForwardWorkspace<double>(pieces, sizes);
+    push_pull::ForwardWorkspace<double>(pieces, geometry, sizes);
   } else {
-    push_pull::ForwardWorkspace<float>(pieces, sizes);
+    push_pull::ForwardWorkspace<float>(pieces, geometry, sizes);
   }
   return pieces.bytes();
 }
