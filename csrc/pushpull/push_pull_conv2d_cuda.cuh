@@ -17,6 +17,7 @@ namespace sturdy::cuda::push_pull {
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / warp_size;
 constexpr size_t kSharedBudget = 48 * 1024;  // what a launch may use without opting in; every kernel stays below
+constexpr int kChannelSums = 3;              // over pixels of a channel: grad_bias, grad_inhibition, gradient of m
 constexpr int64_t kMaxExtent = int64_t{1}
                                << 30;  // of an axis with its padding: coordinates are 32-bit, offsets are not
 

@@ -16,8 +16,10 @@
 // ptxas-budget: weight_sums_kernel 48
 // ptxas-budget: input_gradient_kernel 128
 #include <algorithm>
+#include <type_traits>
 
 #include "pushpull/push_pull_conv2d_cuda.cuh"
+#include "pushpull/push_pull_conv2d_cuda_tensor_launch.cuh"
 #include "pushpull/push_pull_conv2d_cuda_weight_gradient.cuh"
 
 namespace sturdy::cuda::push_pull {
@@ -26,7 +28,6 @@ namespace {
 
 constexpr int kPointsPerThread = 8;
 constexpr int kChunk = kThreads * kPointsPerThread;  // pixels of a block in the pointwise kernels
-constexpr int kSums = 3;                             // of a channel: grad_bias, grad_inhibition, gradient of m
 
 template <typename A>
 struct GradientArguments {
@@ -44,7 +45,7 @@ struct GradientArguments {
   A* row_sums;         // of what is pooled; null: windows are small enough to be added up cell by cell
   A* pull;             // gu over cells
   A* adjoint;          // gq
-  A* partials;         // (channel, chunk, kSums)
+  A* partials;         // (channel, chunk, kChannelSums)
   A* offset_gradient;  // of m, per filter
   int64_t chunks;      // of a channel's pixels in all images
 };
@@ -135,7 +136,7 @@ __global__ void __launch_bounds__(kThreads) pull_gradient_kernel(GradientArgumen
     strength =
         a.inhibition.data == nullptr ? a.strength : load_channel<A, T>(a.inhibition, a.inhibition_is_float, channel);
   }
-  A sums[kSums] = {};
+  A sums[kChannelSums] = {};
   for (int i = 0; i < kPointsPerThread; ++i) {
     const MapPoint point(s, first_image, first_pixel, i * kThreads + static_cast<int>(threadIdx.x));
     const int64_t image = point.plane;
@@ -179,13 +180,13 @@ __global__ void __launch_bounds__(kThreads) pull_gradient_kernel(GradientArgumen
     }
   }
 #pragma unroll
-  for (int j = 0; j < kSums; ++j) {
+  for (int j = 0; j < kChannelSums; ++j) {
     sums[j] = block_sum(sums[j], scratch);
   }
   if (threadIdx.x == 0) {
 #pragma unroll
-    for (int j = 0; j < kSums; ++j) {
-      a.partials[(channel * a.chunks + chunk) * kSums + j] = sums[j];
+    for (int j = 0; j < kChannelSums; ++j) {
+      a.partials[(channel * a.chunks + chunk) * kChannelSums + j] = sums[j];
     }
   }
 }
@@ -195,15 +196,15 @@ template <typename T, typename A>
 __global__ void __launch_bounds__(kThreads) channel_sums_kernel(GradientArguments<A> a) {
   STURDY_DYNAMIC_SHARED(A, scratch);  // one value a warp
   const int channel = static_cast<int>(blockIdx.x);
-  A sums[kSums] = {};
+  A sums[kChannelSums] = {};
   for (int64_t chunk = threadIdx.x; chunk < a.chunks; chunk += kThreads) {
 #pragma unroll
-    for (int j = 0; j < kSums; ++j) {
-      sums[j] += a.partials[(channel * a.chunks + chunk) * kSums + j];
+    for (int j = 0; j < kChannelSums; ++j) {
+      sums[j] += a.partials[(channel * a.chunks + chunk) * kChannelSums + j];
     }
   }
 #pragma unroll
-  for (int j = 0; j < kSums; ++j) {
+  for (int j = 0; j < kChannelSums; ++j) {
     sums[j] = block_sum(sums[j], scratch);
   }
   if (threadIdx.x == 0) {
@@ -403,7 +404,7 @@ struct BackwardWorkspace {
         map(workspace.take<A>(s.map_planes() * s.pixels())),
         row_sums(workspace.take<A>(s.pooled() ? s.map_planes() * s.pixels() : 0)),
         pull(workspace.take<A>(s.map_planes() * s.pixels())),
-        partials(workspace.take<A>(s.out_channels * channel_chunks(s) * kSums)),
+        partials(workspace.take<A>(s.out_channels * channel_chunks(s) * kChannelSums)),
         offset_gradient(workspace.take<A>(s.out_channels)),
         weight_partials(
             workspace.take<A>(plan_weights(s).pieces * s.out_channels * s.group_in * s.kernel_h * s.kernel_w)) {}
@@ -543,7 +544,82 @@ Status backward(const PushPullBackwardParams& params, const Sizes& s, void* work
   return status;
 }
 
+// Tensor cores take 16-bit types and, where allowed, float32 as tf32; the rest goes the plain way.
+template <typename T>
+bool tensor_cores_allowed(const PushPullGeometry& geometry) {
+  if constexpr (std::is_same_v<T, double>) {
+    return false;
+  } else {
+    return !geometry.channel_range && (!std::is_same_v<T, float> || geometry.allow_tf32);
+  }
+}
+
+// Enough for either way, since it is not known yet whether the gradient of the input will be wanted.
+template <typename T>
+size_t backward_workspace(const PushPullGeometry& geometry, const Sizes& s) {
+  size_t tensor_bytes = 0;
+  if constexpr (!std::is_same_v<T, double>) {
+    if (tensor_cores_allowed<T>(geometry)) {
+      tensor_bytes = tensor_backward_workspace<T>(s);
+      if (takes_tensor_backward<T>(s, true)) {
+        return tensor_bytes;
+      }
+    }
+  }
+  Workspace pieces(nullptr);
+  BackwardWorkspace<Accumulate<T>>(pieces, s);
+  return std::max(pieces.bytes(), tensor_bytes);
+}
+
+template <typename T>
+Status run_backward(const PushPullBackwardParams& params, const Sizes& s, void* workspace, void* stream) {
+  if constexpr (!std::is_same_v<T, double>) {
+    if (tensor_cores_allowed<T>(params.geometry) && takes_tensor_backward<T>(s, params.grad_input.data != nullptr)) {
+      return tensor_backward<T>(params, s, workspace, stream);
+    }
+  }
+  return backward<T>(params, s, workspace, stream);
+}
+
 }  // namespace
+
+template <typename T>
+Status sum_channels(const Sizes& s, const ChannelView& grad_inhibition, const ChannelView& grad_bias,
+                    const float* partials, int64_t chunks, float* offset_gradient, void* stream) {
+  GradientArguments<float> a{};
+  a.sizes = s;
+  a.grad_inhibition = grad_inhibition;
+  a.grad_bias = grad_bias;
+  a.grad_inhibition_is_float = grad_inhibition.dtype == DType::f32;
+  a.grad_bias_is_float = grad_bias.dtype == DType::f32;
+  a.partials = const_cast<float*>(partials);
+  a.offset_gradient = offset_gradient;
+  a.chunks = chunks;
+  Status status = Status::ok;
+  launch_next(&status, channel_sums_kernel<T, float>, s.out_channels, warp_size * sizeof(float), stream, a);
+  return status;
+}
+
+template <typename T>
+Status sum_weight_pieces(const Sizes& s, int64_t pieces, const View4& weight, const View4& grad_weight,
+                         const FilterRange<float>* ranges, const float* offset_gradient, const float* partials,
+                         void* stream) {
+  const int64_t weights = int64_t{s.out_channels} * s.group_in * s.kernel_h * s.kernel_w;
+  Status status = Status::ok;
+  launch_next(&status, weight_sums_kernel<T, float>, ceil_div(weights, int64_t{kThreads}), 0, stream, s, pieces, weight,
+              grad_weight, ranges, offset_gradient, partials);
+  return status;
+}
+
+#define STURDY_PUSH_PULL_SUMS(T)                                                                                       \
+  template Status sum_channels<T>(const Sizes&, const ChannelView&, const ChannelView&, const float*, int64_t, float*, \
+                                  void*);                                                                              \
+  template Status sum_weight_pieces<T>(const Sizes&, int64_t, const View4&, const View4&, const FilterRange<float>*,   \
+                                       const float*, const float*, void*)
+STURDY_PUSH_PULL_SUMS(float);
+STURDY_PUSH_PULL_SUMS(__half);
+STURDY_PUSH_PULL_SUMS(__nv_bfloat16);
+#undef STURDY_PUSH_PULL_SUMS
 
 }  // namespace sturdy::cuda::push_pull
 
@@ -554,13 +630,17 @@ size_t push_pull_conv2d_backward_workspace(const PushPullGeometry& geometry) {
   if (!push_pull::make_sizes(geometry, &sizes)) {
     return 0;  // the launcher refuses such a size
   }
-  push_pull::Workspace pieces(nullptr);
-  if (geometry.dtype == DType::f64) {
-    push_pull::BackwardWorkspace<double>(pieces, sizes);
-  } else {
-    push_pull::BackwardWorkspace<float>(pieces, sizes);
+  switch (geometry.dtype) {
+    case DType::f32:
+      return push_pull::backward_workspace<float>(geometry, sizes);
+    case DType::f64:
+      return push_pull::backward_workspace<double>(geometry, sizes);
+    case DType::f16:
+      return push_pull::backward_workspace<__half>(geometry, sizes);
+    case DType::bf16:
+      return push_pull::backward_workspace<__nv_bfloat16>(geometry, sizes);
   }
-  return pieces.bytes();
+  return 0;
 }
 
 Status push_pull_conv2d_backward(const PushPullBackwardParams& params, void* workspace, void* stream) {
@@ -570,13 +650,13 @@ Status push_pull_conv2d_backward(const PushPullBackwardParams& params, void* wor
   }
   switch (params.geometry.dtype) {
     case DType::f32:
-      return push_pull::backward<float>(params, sizes, workspace, stream);
+      return push_pull::run_backward<float>(params, sizes, workspace, stream);
     case DType::f64:
-      return push_pull::backward<double>(params, sizes, workspace, stream);
+      return push_pull::run_backward<double>(params, sizes, workspace, stream);
     case DType::f16:
-      return push_pull::backward<__half>(params, sizes, workspace, stream);
+      return push_pull::run_backward<__half>(params, sizes, workspace, stream);
     case DType::bf16:
-      return push_pull::backward<__nv_bfloat16>(params, sizes, workspace, stream);
+      return push_pull::run_backward<__nv_bfloat16>(params, sizes, workspace, stream);
   }
   return Status::unsupported_dtype;
 }

@@ -10,6 +10,7 @@
 // ptxas-budget: sum_rows_kernel 48
 // ptxas-budget: pooled_output_kernel 56
 #include <algorithm>
+#include <type_traits>
 
 #include "pushpull/push_pull_conv2d_cuda.cuh"
 #include "pushpull/push_pull_conv2d_cuda_tensor_launch.cuh"
@@ -448,7 +449,8 @@ Status forward(const PushPullForwardParams& params, const Sizes& s, void* worksp
   if constexpr (!std::is_same_v<T, double>) {
     TensorPlan plan;
     if (plan_tensor_forward(params.geometry, s, &plan)) {
-      return tensor_forward<T>(params, s, plan, scratch.ranges, scratch.packed, stream);
+      return tensor_forward<T>(params, s, plan, PackedSource{params.weight, s.group_out * params.weight.stride[0], -1},
+                               scratch.ranges, scratch.packed, stream);
     }
   }
   TileArguments<A> arguments{};

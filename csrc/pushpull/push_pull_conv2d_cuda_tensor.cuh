@@ -392,6 +392,35 @@ STURDY_DEVICE void make_mean_box(const Sizes& s, const TensorPlan& plan, const T
   __syncthreads();
 }
 
+// ------------------------------------------------------------------------------------------- four neighbouring values
+
+template <typename T>
+STURDY_DEVICE Packed<T, 4> round_four(const float (&values)[4]) {
+  Packed<T, 4> packed;
+#pragma unroll
+  for (int v = 0; v < 4; ++v) {
+    packed[v] = from_accumulate<T>(values[v]);
+  }
+  return packed;
+}
+
+// The last two values of the lane before this one, then the first two of this lane.
+template <typename T>
+STURDY_DEVICE Packed<T, 4> shift_by_two(const Packed<T, 4>& own) {
+  constexpr int words = static_cast<int>(sizeof own) / 4;
+  uint32_t from[words];
+  uint32_t to[words];
+  memcpy(from, &own, sizeof own);
+#pragma unroll
+  for (int i = 0; i < words / 2; ++i) {
+    to[i] = __shfl_up_sync(full_warp, from[words / 2 + i], 1);
+    to[words / 2 + i] = from[i];
+  }
+  Packed<T, 4> shifted;
+  memcpy(&shifted, to, sizeof to);
+  return shifted;
+}
+
 // ----------------------------------------------------------------------------------------------------------- pooling
 
 // Walks down `Rows` rows of four neighbouring values each and adds up windows. quad(row) gives a row's values,

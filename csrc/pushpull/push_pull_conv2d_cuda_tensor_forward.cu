@@ -32,7 +32,7 @@ static_assert(kTilePixels / kStripRows / 4 * kHalfFilters == kThreads, "a strip 
 // Words of filters in the order in which the product meets them, filled up with zeros.
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
-    pack_weights_kernel(Sizes s, TensorPlan plan, View4 weight, uint32_t* packed, int64_t count) {
+    pack_weights_kernel(Sizes s, TensorPlan plan, PackedSource source, uint32_t* packed, int64_t count) {
   const int64_t at = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (at >= count) {
     return;
@@ -42,19 +42,24 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t row = at / plan.padded_words / plan.chunks;
   const int group_rows = ceil_div(s.group_out, kPassFilters) * kPassFilters;
   const int filter = static_cast<int>(row % group_rows);
-  const int64_t group = row / group_rows;
   const TapWord tap = plan.tap_word(word);
   const bool channel_pairs = plan.source.channel_pairs;
-  const int channel = (chunk * plan.chunk_planes + tap.plane) * (channel_pairs ? 2 : 1);
-  uint32_t bits = 0;
-  if (filter < s.group_out && tap.elements > 0 && channel < s.group_in) {
-    const T* first = static_cast<const T*>(weight.data) + (group * s.group_out + filter) * weight.stride[0] +
-                     channel * weight.stride[1] + tap.row * weight.stride[2] + tap.column * weight.stride[3];
-    bits = Words<T>::bits(*first);
-    if constexpr (!Words<T>::wide) {
-      if (tap.elements > 1 && (!channel_pairs || channel + 1 < s.group_in)) {
-        bits |= Words<T>::bits(first[channel_pairs ? weight.stride[1] : weight.stride[3]]) << 16;
-      }
+  const int first_channel = (chunk * plan.chunk_planes + tap.plane) * (channel_pairs ? 2 : 1);
+  const View4& weight = source.weight;
+  const T* first = static_cast<const T*>(weight.data) + row / group_rows * source.group_stride;
+  const auto element = [&](int channel, int column) {
+    if (filter >= s.group_out || channel >= s.group_in) {
+      return 0u;
+    }
+    return static_cast<unsigned>(Words<T>::bits(channel == source.ones_channel
+                                                    ? from_accumulate<T>(1.0f)
+                                                    : first[filter * weight.stride[0] + channel * weight.stride[1] +
+                                                            tap.row * weight.stride[2] + column * weight.stride[3]]));
+  };
+  uint32_t bits = tap.elements > 0 ? element(first_channel, tap.column) : 0u;
+  if constexpr (!Words<T>::wide) {
+    if (tap.elements > 1) {
+      bits |= element(first_channel + (channel_pairs ? 1 : 0), tap.column + (channel_pairs ? 0 : 1)) << 16;
     }
   }
   packed[at] = bits;
@@ -79,39 +84,15 @@ struct FilterScalars {
 
 template <typename T>
 STURDY_DEVICE FilterScalars load_scalars(const TensorArguments& a, int channel) {
-  FilterScalars scalars;
+  FilterScalars scalars{};
+  if (a.out.data == nullptr) {
+    return scalars;
+  }
   scalars.offset = a.ranges[channel].offset();
   scalars.strength =
       a.inhibition.data == nullptr ? a.strength : load_channel<float, T>(a.inhibition, a.inhibition_is_float, channel);
   scalars.bias = a.bias.data == nullptr ? 0.0f : load_channel<float, T>(a.bias, a.bias_is_float, channel);
   return scalars;
-}
-
-template <typename T>
-STURDY_DEVICE Packed<T, 4> round_four(const float (&values)[4]) {
-  Packed<T, 4> packed;
-#pragma unroll
-  for (int v = 0; v < 4; ++v) {
-    packed[v] = from_accumulate<T>(values[v]);
-  }
-  return packed;
-}
-
-// The last two values of the lane before this one, then the first two of this lane.
-template <typename T>
-STURDY_DEVICE Packed<T, 4> shift_by_two(const Packed<T, 4>& own) {
-  constexpr int words = static_cast<int>(sizeof own) / 4;
-  uint32_t from[words];
-  uint32_t to[words];
-  memcpy(from, &own, sizeof own);
-#pragma unroll
-  for (int i = 0; i < words / 2; ++i) {
-    to[i] = __shfl_up_sync(full_warp, from[words / 2 + i], 1);
-    to[words / 2 + i] = from[i];
-  }
-  Packed<T, 4> shifted;
-  memcpy(&shifted, to, sizeof to);
-  return shifted;
 }
 
 // Values of p in shared memory: rows of one filter, whose neighbours are pixels, or of one pixel, whose neighbours are
@@ -260,6 +241,9 @@ STURDY_DEVICE void store_filters(const TensorArguments& a, const TilePlace& plac
   };
   const auto emit = [&](int row, const Packed<float, 4>& centre, const float (&window)[4]) {
     store(a.push.data, row, centre.element);
+    if (a.out.data == nullptr) {
+      return;
+    }
     const float row_scale = place.row_scale(s, row);
     float results[4];
 #pragma unroll
@@ -354,7 +338,7 @@ __global__ void __launch_bounds__(kThreads, 2) push_pull_tensor_kernel(TensorArg
       }
       __syncthreads();
       const uint32_t* stage = stage_of(chunk);
-      if (pass == 0) {
+      if (pass == 0 && a.out.data != nullptr) {
         add_channels<T>(plan.source, stage, plan.chunk_planes, chunk == 0, area);
       }
       if (active) {
@@ -370,7 +354,7 @@ __global__ void __launch_bounds__(kThreads, 2) push_pull_tensor_kernel(TensorArg
       start_weights(a, block, pass + 1, 0, stages);
       cp_async_commit();
     }
-    if (pass == 0) {
+    if (pass == 0 && a.out.data != nullptr) {
       make_mean_box(s, plan, block.place, area, mean_box);
     }
     const int pass_filter = block.first_filter + pass * kPassFilters;
@@ -516,21 +500,17 @@ void adapt_source(const Sizes& s, const View4& input, SourceLayout* layout) {
 }
 
 template <typename T>
-Status pack_weights(const Sizes& s, const TensorPlan& plan, const View4& weight, uint32_t* packed, void* stream) {
-  const int64_t count = packed_words(s, plan);
-  const int64_t blocks = ceil_div(count, int64_t{kThreads});
-  if (blocks > max_grid_x) {
-    return Status::unsupported_size;
-  }
-  return launch(pack_weights_kernel<T>, dim3(static_cast<unsigned>(blocks)), dim3(kThreads), size_t{0}, stream, s, plan,
-                weight, packed, count);
-}
-
-template <typename T>
-Status tensor_forward(const PushPullForwardParams& params, const Sizes& s, TensorPlan plan,
+Status tensor_forward(const PushPullForwardParams& params, const Sizes& s, TensorPlan plan, const PackedSource& weights,
                       const FilterRange<float>* ranges, uint32_t* packed, void* stream) {
   adapt_source<T>(s, params.input, &plan.source);
-  const Status status = pack_weights<T>(s, plan, params.weight, packed, stream);
+  const int64_t count = packed_words(s, plan);
+  const int64_t pack_blocks = ceil_div(count, int64_t{kThreads});
+  const int64_t blocks = s.batch * plan.rows.count * plan.columns.count * s.groups * plan.filter_blocks;
+  if (std::max(pack_blocks, blocks) > max_grid_x) {
+    return Status::unsupported_size;
+  }
+  const Status status = launch(pack_weights_kernel<T>, dim3(static_cast<unsigned>(pack_blocks)), dim3(kThreads),
+                               size_t{0}, stream, s, plan, weights, packed, count);
   if (status != Status::ok) {
     return status;
   }
@@ -548,18 +528,13 @@ Status tensor_forward(const PushPullForwardParams& params, const Sizes& s, Tenso
   arguments.strength = static_cast<float>(params.geometry.strength);
   arguments.ranges = ranges;
   arguments.weights = packed;
-  const int64_t blocks = s.batch * plan.rows.count * plan.columns.count * s.groups * plan.filter_blocks;
-  if (blocks > max_grid_x) {
-    return Status::unsupported_size;
-  }
   return launch_radius<T>(arguments, blocks, stream);
 }
 
-#define STURDY_PUSH_PULL_TENSOR(T)                                                                                     \
-  template void adapt_source<T>(const Sizes&, const View4&, SourceLayout*);                                            \
-  template Status pack_weights<T>(const Sizes&, const TensorPlan&, const View4&, uint32_t*, void*);                    \
-  template Status tensor_forward<T>(const PushPullForwardParams&, const Sizes&, TensorPlan, const FilterRange<float>*, \
-                                    uint32_t*, void*)
+#define STURDY_PUSH_PULL_TENSOR(T)                                                                               \
+  template void adapt_source<T>(const Sizes&, const View4&, SourceLayout*);                                      \
+  template Status tensor_forward<T>(const PushPullForwardParams&, const Sizes&, TensorPlan, const PackedSource&, \
+                                    const FilterRange<float>*, uint32_t*, void*)
 STURDY_PUSH_PULL_TENSOR(float);
 STURDY_PUSH_PULL_TENSOR(__half);
 STURDY_PUSH_PULL_TENSOR(__nv_bfloat16);
