@@ -18,7 +18,7 @@ constexpr const char* backward_name = "push_pull_conv2d_backward";
 
 using Options = sturdy_push_pull_conv2d_options;
 
-constexpr uint32_t known_flags = STURDY_PUSH_PULL_CHANNEL_RANGE;
+constexpr uint32_t known_flags = STURDY_PUSH_PULL_CHANNEL_RANGE | STURDY_PUSH_PULL_ALLOW_TF32;
 
 // The test build that runs CUDA kernels on the CPU sends CPU tensors to the CUDA launchers.
 bool runs_on_cuda(const sturdy_tensor& tensor) {
@@ -100,6 +100,7 @@ PushPullGeometry check_arguments(Checker& check, const Options* options, const s
   g.strength = options->strength;
   g.dtype = to_dtype(input->dtype);
   g.channel_range = (options->flags & STURDY_PUSH_PULL_CHANNEL_RANGE) != 0;
+  g.allow_tf32 = (options->flags & STURDY_PUSH_PULL_ALLOW_TF32) != 0;
 
   check.value("input channels", g.in_channels % g.groups == 0, "be divisible by groups", g.in_channels);
   check.value("output channels", g.out_channels % g.groups == 0, "be divisible by groups", g.out_channels);

@@ -46,6 +46,12 @@ def use_namespace(namespace: str) -> Iterator[None]:
         _namespace = previous
 
 
+@torch.compiler.assume_constant_result  # a compiled graph keeps what held when it was traced
+def tf32_allowed() -> bool:
+    """Whether torch is set to multiply float32 as tf32 on CUDA: off unless someone allowed it."""
+    return bool(torch.backends.cuda.matmul.fp32_precision == "tf32")
+
+
 def call(name: str, *args: Any) -> Any:
     """Call the op ``name`` of the current namespace; its failures become the documented exceptions."""
     op = getattr(getattr(torch.ops, _namespace), name)

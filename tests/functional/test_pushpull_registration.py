@@ -30,7 +30,7 @@ def fresh_compiler():
 # ---- opcheck ---------------------------------------------------------------------------------------------------------
 
 # input (shape, memory format), weight, strength as number, strength and bias as tensors, stride, padding, dilation,
-# groups, pool, range per input channel, dtype
+# groups, pool, range per input channel, tf32, dtype
 SAMPLES = {
     "plain": dict(),
     "vectors": dict(vectors=True, pool=[3, 3], padding=[1, 1, 1, 1]),
@@ -40,6 +40,7 @@ SAMPLES = {
     "float64_recompute": dict(vectors=True, dtype=torch.float64, keep_push=False),
     "one_channel": dict(channels=1, format=torch.channels_last),
     "no_images": dict(vectors=True, batch=0),
+    "tf32": dict(vectors=True, channels=8, out_channels=8, allow_tf32=True, pool=[3, 3]),
 }
 CHANNEL_SAMPLES = {
     "channel_range": dict(channel_range=True, vectors=True, pool=[3, 3], padding=[1, 1, 1, 1]),
@@ -58,19 +59,20 @@ def forward_args(device: str, **sample) -> tuple:
             values = values.contiguous(memory_format=sample["format"])
         return values.requires_grad_()
 
-    vectors = sample.get("vectors", False)
+    vectors, filters = sample.get("vectors", False), sample.get("out_channels", 4)
     return (
         leaf(sample.get("batch", 2), channels, 7, 8),
-        leaf(4, channels // groups, 3, 3),
-        leaf(4) if vectors else None,
+        leaf(filters, channels // groups, 3, 3),
+        leaf(filters) if vectors else None,
         0.75,
-        leaf(4) if vectors else None,
+        leaf(filters) if vectors else None,
         sample.get("stride", [1, 1]),
         sample.get("padding", [0, 0, 0, 0]),
         sample.get("dilation", [1, 1]),
         groups,
         sample.get("pool", [1, 1]),
         sample.get("channel_range", False),
+        sample.get("allow_tf32", False),
         sample.get("keep_push", True),
     )
 

@@ -21,14 +21,15 @@ void expect_length(const char* name, const IntList& values, size_t wanted) {
 }
 
 sturdy_push_pull_conv2d_options make_options(const IntList& stride, const IntList& padding, const IntList& dilation,
-                                             int64_t groups, const IntList& pool, bool channel_range, double strength) {
+                                             int64_t groups, const IntList& pool, bool channel_range, bool allow_tf32,
+                                             double strength) {
   expect_length("stride", stride, 2);
   expect_length("padding", padding, 4);
   expect_length("dilation", dilation, 2);
   expect_length("pool", pool, 2);
   sturdy_push_pull_conv2d_options o = {};
   o.struct_size = sizeof o;
-  o.flags = channel_range ? STURDY_PUSH_PULL_CHANNEL_RANGE : 0;
+  o.flags = (channel_range ? STURDY_PUSH_PULL_CHANNEL_RANGE : 0) | (allow_tf32 ? STURDY_PUSH_PULL_ALLOW_TF32 : 0);
   for (int axis = 0; axis < 2; ++axis) {
     o.stride[axis] = stride[axis];
     o.dilation[axis] = dilation[axis];
@@ -55,8 +56,8 @@ std::tuple<Tensor, Tensor> push_pull_conv2d(const Tensor& input, const Tensor& w
                                             const std::optional<Tensor>& inhibition, double strength,
                                             const std::optional<Tensor>& bias, IntList stride, IntList padding,
                                             IntList dilation, int64_t groups, IntList pool, bool channel_range,
-                                            bool keep_push) {
-  const auto options = make_options(stride, padding, dilation, groups, pool, channel_range, strength);
+                                            bool allow_tf32, bool keep_push) {
+  const auto options = make_options(stride, padding, dilation, groups, pool, channel_range, allow_tf32, strength);
   View in(input);
   View w(weight);
   View alpha(inhibition);
@@ -77,9 +78,9 @@ std::tuple<Tensor, Tensor> push_pull_conv2d(const Tensor& input, const Tensor& w
 std::tuple<Tensor, Tensor, Tensor, Tensor> push_pull_conv2d_backward(
     const Tensor& grad_out, const Tensor& input, const Tensor& weight, const std::optional<Tensor>& inhibition,
     double strength, const std::optional<Tensor>& push, IntList stride, IntList padding, IntList dilation,
-    int64_t groups, IntList pool, bool channel_range, bool need_input, bool need_weight, bool need_inhibition,
-    bool need_bias) {
-  const auto options = make_options(stride, padding, dilation, groups, pool, channel_range, strength);
+    int64_t groups, IntList pool, bool channel_range, bool allow_tf32, bool need_input, bool need_weight,
+    bool need_inhibition, bool need_bias) {
+  const auto options = make_options(stride, padding, dilation, groups, pool, channel_range, allow_tf32, strength);
   View in(input);
   View w(weight);
   View alpha(inhibition);

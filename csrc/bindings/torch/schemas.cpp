@@ -6,12 +6,11 @@
 STURDY_TORCH_LIBRARY(STURDY_TORCH_NAMESPACE, m) {
   m.def(
       "push_pull_conv2d(Tensor input, Tensor weight, Tensor? inhibition, float strength, Tensor? bias, int[2] stride, "
-      "int[4] padding, int[2] dilation, int groups, int[2] pool, bool channel_range, bool keep_push) -> (Tensor out, "
-      "Tensor push)");
+      "int[4] padding, int[2] dilation, int groups, int[2] pool, bool channel_range, bool allow_tf32, bool "
+      "keep_push) -> (Tensor out, Tensor push)");
   m.def(
       "push_pull_conv2d_backward(Tensor grad_out, Tensor input, Tensor weight, Tensor? inhibition, float strength, "
       "Tensor? push, int[2] stride, int[4] padding, int[2] dilation, int groups, int[2] pool, bool channel_range, "
-      "bool need_input, bool need_weight, bool need_inhibition, bool need_bias) -> (Tensor grad_input, Tensor "
-      "grad_weight, "
-      "Tensor grad_inhibition, Tensor grad_bias)");
+      "bool allow_tf32, bool need_input, bool need_weight, bool need_inhibition, bool need_bias) -> (Tensor "
+      "grad_input, Tensor grad_weight, Tensor grad_inhibition, Tensor grad_bias)");
 }

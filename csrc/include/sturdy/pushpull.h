@@ -19,10 +19,12 @@ extern "C" {
 /* m is taken of each input channel of a filter apart: q = conv2d(input, m - weight) with m_oc = min + max over (kH, kW)
  */
 #define STURDY_PUSH_PULL_CHANNEL_RANGE 1u
+/* On CUDA, float32 may be multiplied on tensor cores, after rounding to 10 fraction bits (tf32). Elsewhere no effect. */
+#define STURDY_PUSH_PULL_ALLOW_TF32 2u
 
 typedef struct sturdy_push_pull_conv2d_options {
   uint32_t struct_size; /* sizeof(sturdy_push_pull_conv2d_options) as the caller was compiled */
-  uint32_t flags;       /* 0 or STURDY_PUSH_PULL_CHANNEL_RANGE */
+  uint32_t flags;       /* 0 or of STURDY_PUSH_PULL_CHANNEL_RANGE, STURDY_PUSH_PULL_ALLOW_TF32 */
   int64_t stride[2];    /* rows, columns; at least 1 */
   int64_t padding[4];   /* zeros added at top, bottom, left, right; at least 0 */
   int64_t dilation[2];  /* at least 1 */

@@ -29,6 +29,7 @@ def push_pull_conv2d(
     padding_mode: str = "zeros",
     range_dims: str = "filter",
     keep_push: bool = True,
+    allow_tf32: bool | None = None,
 ) -> Tensor:
     """Convolve with a kernel and subtract the rectified response to its mirror image in contrast.
 
@@ -52,6 +53,9 @@ def push_pull_conv2d(
         range_dims: ``"filter"``: one minimum and maximum per output channel, of all its entries; ``"channel"``: one per
             output and input channel, of the entries over (kH, kW).
         keep_push: Keep ``p``, as large as the output, for the backward pass; False computes it again there.
+        allow_tf32: On CUDA, let tensor cores multiply float32 after rounding it to 10 fraction bits. None follows
+            ``torch.backends.cuda.matmul.fp32_precision``, which torch leaves off (its setting for cuDNN is on) until
+            ``torch.backends.fp32_precision = "tf32"`` or ``torch.set_float32_matmul_precision("high")``.
 
     Returns:
         ``(N, C_out, H_out, W_out)``, or without ``N`` as the input came; dtype and memory format of ``input``.
@@ -73,6 +77,7 @@ def push_pull_conv2d(
     """
     _check_tensors(input, weight)
     channel_range = _options.channel_range(_NAME, range_dims)
+    tf32 = _registration.tf32_allowed() if allow_tf32 is None else bool(allow_tf32)
     strides = _options.pair(_NAME, "stride", stride, least=1)
     dilations = _options.pair(_NAME, "dilation", dilation, least=1)
     pool = _options.pool(_NAME, avg_kernel_size)
@@ -87,7 +92,7 @@ def push_pull_conv2d(
     out, _ = _registration.call(
         "push_pull_conv2d",
         *(batched, weight, channels, strength, bias),
-        *(strides, paddings, dilations, groups, pool, channel_range, keep_push and needs_grad),
+        *(strides, paddings, dilations, groups, pool, channel_range, tf32, keep_push and needs_grad),
     )
     return out if input.dim() == 4 else out.squeeze(0)
 
@@ -196,6 +201,7 @@ def _fake_forward(
     groups: int,
     pool: list[int],
     channel_range: bool,
+    allow_tf32: bool,
     keep_push: bool,
 ) -> tuple[Tensor, Tensor]:
     torch._check(input.dim() == 4 and weight.dim() == 4, lambda: "push_pull_conv2d: input and weight must be 4-D")
@@ -228,6 +234,7 @@ def _fake_backward(
     groups: int,
     pool: list[int],
     channel_range: bool,
+    allow_tf32: bool,
     need_input: bool,
     need_weight: bool,
     need_inhibition: bool,
@@ -258,7 +265,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
 
 def _backward_in(namespace: str) -> Any:
     def backward(ctx: Any, grad_out: Tensor | None, grad_push: Tensor | None) -> tuple[Tensor | None, ...]:
-        nothing = (None,) * 7
+        nothing = (None,) * 8
         if grad_out is None:
             return (None, None, None, None, None, *nothing)
         input, weight, inhibition, bias, push = ctx.saved_tensors
@@ -283,8 +290,9 @@ def _backward_in(namespace: str) -> Any:
 def _differentiable_backward(ctx: Any, grad_out: Tensor, wanted: tuple[bool, ...]) -> list[Tensor | None]:
     """Gradients that can be differentiated again, through the composite form."""
     input, weight, inhibition, bias, _ = ctx.saved_tensors
+    *options, _ = ctx.options  # the composite form multiplies as torch is set to
     tensors = (input, weight, inhibition, bias)
-    out = composite(input, weight, inhibition, ctx.strength, bias, *_as_tuples(ctx.options))
+    out = composite(input, weight, inhibition, ctx.strength, bias, *_as_tuples(options))
     sources = [tensor for tensor, want in zip(tensors, wanted, strict=True) if want]
     found = iter(torch.autograd.grad(out, sources, grad_out, create_graph=True))
     return [next(found) if want else None for want in wanted]
