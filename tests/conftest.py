@@ -138,8 +138,6 @@ def _need_gpu() -> None:
 )
 def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
     """The CPU kernels, the CUDA kernels on the SIMT executor, and the CUDA kernels on a GPU."""
-    if request.param != "cpu" and request.node.get_closest_marker("channel_range"):
-        pytest.skip("the CUDA kernels have no range_dims='channel' yet")
     if request.param == "simt":
         _need_test_library("sturdy_simt")
         from sturdy import _registration

@@ -152,9 +152,6 @@ PushPullGeometry check_arguments(Checker& check, const Options* options, const s
   g.dilation_w = g.kernel_w == 1 ? 1 : g.dilation_w;
   g.pool_h = std::min(g.pool_h, 2 * g.out_h - 1);
   g.pool_w = std::min(g.pool_w, 2 * g.out_w - 1);
-  if (runs_on_cuda(*input) && g.channel_range) {
-    check.fail(STURDY_EUNSUPPORTED, "range_dims='channel' has no CUDA kernel yet, only 'filter' has");
-  }
   return g;
 }
 

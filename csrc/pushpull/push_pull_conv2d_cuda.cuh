@@ -436,13 +436,29 @@ STURDY_DEVICE void pick_filter(const A (&sums)[Pixels][Filters], int filter, A (
 template <typename T, typename A>
 Status filter_ranges(const Sizes& sizes, const View4& weight, FilterRange<A>* ranges, void* stream);
 
-// Writes p (unless `box_only`) and the box to a map.
-template <typename T, typename A>
+// Writes p (unless `box_only`) and the box to a map. W is the type of the weights.
+template <typename T, typename W = T, typename A>
 Status convolve(const Sizes& sizes, const View4& input, const View4& weight, bool box_only, A* map, void* stream);
 
 // Adds, along rows, each pixel's window: all planes of `map` to the same planes of `sums`, or, where `push` has data,
 // the planes of the filters from there and only the box from `map`. The box only `with_box`.
 template <typename T, typename A>
 Status sum_rows(const Sizes& sizes, const View4& push, const A* map, bool with_box, A* sums, void* stream);
+
+// Adds up partials (channel, chunk, kChannelSums) and stores what is wanted of them.
+template <typename T, typename A>
+Status sum_channels(const Sizes& sizes, const ChannelView& grad_inhibition, const ChannelView& grad_bias, A* partials,
+                    int64_t chunks, A* offset_gradient, void* stream);
+
+// Writes partials (piece, filter, tap) of the weight gradient of what `map` holds for the filters, in
+// weight_gradient_pieces() pieces.
+int64_t weight_gradient_pieces(const Sizes& sizes);
+template <typename T, typename A>
+Status weight_gradient(const Sizes& sizes, const View4& input, const A* map, A* partials, void* stream);
+
+// Writes the gradient of the input, given those at the maps of the filters and, with_ones, at the box.
+template <typename T, typename W = T, typename A>
+Status input_gradient(const Sizes& sizes, const View4& weight, const View4& grad_input, const A* map, bool with_ones,
+                      void* stream);
 
 }  // namespace sturdy::cuda::push_pull

@@ -18,7 +18,9 @@
 #include <algorithm>
 #include <type_traits>
 
+#include "common/nvtx.h"
 #include "pushpull/push_pull_conv2d_cuda.cuh"
+#include "pushpull/push_pull_conv2d_cuda_channel.cuh"
 #include "pushpull/push_pull_conv2d_cuda_tensor_launch.cuh"
 #include "pushpull/push_pull_conv2d_cuda_weight_gradient.cuh"
 
@@ -299,12 +301,13 @@ struct InputArguments {
   TilePlan plan;  // of a phase
   View4 weight, grad_input;
   const A* map;
+  bool with_ones;
   int phases_h, phases_w;
 };
 
 // As the forward tile: filters are input channels, channels are the group's filters and the sum of m * gq, whose
 // weights are ones.
-template <typename T, typename A, typename Shape>
+template <typename T, typename A, typename W, typename Shape>
 __global__ void __launch_bounds__(kThreads, 2) input_gradient_kernel(InputArguments<A> a) {
   using Shared = TileShared<A, Shape>;
   static_assert(sizeof(Shared) <= kSharedBudget, "a tile must fit in shared memory without opting in");
@@ -340,14 +343,14 @@ __global__ void __launch_bounds__(kThreads, 2) input_gradient_kernel(InputArgume
   }
 
   const int first_channel = channel_block * Shape::filters;
-  TileProduct<A, T> product;
+  TileProduct<A, W> product;
   product.source = a.map + (s.box_plane(image, group) - s.group_out) * s.pixels();
   product.taps.source_channel = s.pixels();
   product.taps.source_row = s.out_w;
   product.taps.source_column = 1;
   product.source_h = s.out_h;
   product.source_w = s.out_w;
-  product.weight = static_cast<const T*>(a.weight.data) + int64_t{group} * s.group_out * a.weight.stride[0] +
+  product.weight = static_cast<const W*>(a.weight.data) + int64_t{group} * s.group_out * a.weight.stride[0] +
                    first_channel * a.weight.stride[1] + rows.first_tap * a.weight.stride[2] +
                    columns.first_tap * a.weight.stride[3];
   product.weight_filter = a.weight.stride[1];
@@ -355,12 +358,12 @@ __global__ void __launch_bounds__(kThreads, 2) input_gradient_kernel(InputArgume
   product.taps.weight_row = rows.tap_step * a.weight.stride[2];
   product.taps.weight_column = columns.tap_step * a.weight.stride[3];
   product.filters = min(s.group_in - first_channel, Shape::filters);
-  product.taps.channels = s.group_out + 1;
+  product.taps.channels = s.group_out + (a.with_ones ? 1 : 0);
   product.taps.taps_h = rows.taps;
   product.taps.taps_w = columns.taps;
   product.taps.tap_step_h = -rows.back;
   product.taps.tap_step_w = -columns.back;
-  product.taps.ones_channel = s.group_out;
+  product.taps.ones_channel = s.group_out;  // beyond the last channel where there are no ones
 
   if (thread == 0) {
     shared.block = TileBlock{image, group, first_channel, TileWindows{}};
@@ -426,7 +429,7 @@ void launch_next(Status* status, void (*kernel)(Parameters...), int64_t blocks, 
   *status = launch(kernel, dim3(static_cast<unsigned>(blocks)), dim3(kThreads), shared, stream, arguments...);
 }
 
-template <typename T, typename A, typename Shape>
+template <typename T, typename W, typename A, typename Shape>
 void launch_input_shape(Status* status, InputArguments<A> arguments, void* stream) {
   const Sizes& s = arguments.sizes;
   arguments.phases_h = std::min(s.stride_h, s.in_h);
@@ -437,21 +440,21 @@ void launch_input_shape(Status* status, InputArguments<A> arguments, void* strea
   const TilePlan& plan = arguments.plan;
   const int64_t blocks = s.batch * arguments.phases_h * arguments.phases_w * plan.rows.count * plan.columns.count *
                          s.groups * plan.filter_blocks;
-  launch_next(status, input_gradient_kernel<T, A, Shape>, blocks, sizeof(TileShared<A, Shape>), stream, arguments);
+  launch_next(status, input_gradient_kernel<T, A, W, Shape>, blocks, sizeof(TileShared<A, Shape>), stream, arguments);
 }
 
-template <typename T, typename A>
+template <typename T, typename W, typename A>
 void launch_input(Status* status, const InputArguments<A>& arguments, void* stream) {
   const Sizes& s = arguments.sizes;
   const int64_t phase_pixels = int64_t{ceil_div(s.in_h, s.stride_h)} * ceil_div(s.in_w, s.stride_w);
   if (s.group_in <= Tiles<A>::Narrow::filters) {
-    launch_input_shape<T, A, typename Tiles<A>::Narrow>(status, arguments, stream);
+    launch_input_shape<T, W, A, typename Tiles<A>::Narrow>(status, arguments, stream);
   } else if (phase_pixels <= Tiles<A>::Small::pixels) {
-    launch_input_shape<T, A, typename Tiles<A>::Small>(status, arguments, stream);
+    launch_input_shape<T, W, A, typename Tiles<A>::Small>(status, arguments, stream);
   } else if (s.group_in <= Tiles<A>::Medium::filters) {
-    launch_input_shape<T, A, typename Tiles<A>::Medium>(status, arguments, stream);
+    launch_input_shape<T, W, A, typename Tiles<A>::Medium>(status, arguments, stream);
   } else {
-    launch_input_shape<T, A, typename Tiles<A>::Wide>(status, arguments, stream);
+    launch_input_shape<T, W, A, typename Tiles<A>::Wide>(status, arguments, stream);
   }
 }
 
@@ -514,31 +517,20 @@ Status backward(const PushPullBackwardParams& params, const Sizes& s, void* work
     launch_next(&status, push_gradient_kernel<T, A>, ceil_div(points, int64_t{kChunk}), 0, stream, a);
   }
   if (wants_weight) {
-    const WeightPlan plan = plan_weights(s);
-    const int64_t blocks = plan.pieces * plan.filter_blocks * plan.tap_blocks * s.groups;
-    const A* map = scratch.map;
-    if (narrow_weights(s)) {
-      launch_next(&status, weight_gradient_kernel<T, A, NarrowWeights>, blocks, sizeof(WeightShared<A, NarrowWeights>),
-                  stream, s, plan, params.input, map, scratch.weight_partials);
-    } else {
-      launch_next(&status, weight_gradient_kernel<T, A, WideWeights>, blocks, sizeof(WeightShared<A, WideWeights>),
-                  stream, s, plan, params.input, map, scratch.weight_partials);
+    const int64_t pieces_of_pixels = weight_gradient_pieces(s);
+    if (status == Status::ok) {
+      status = weight_gradient<T>(s, params.input, static_cast<const A*>(scratch.map), scratch.weight_partials, stream);
     }
     const int64_t weights = int64_t{s.out_channels} * s.group_in * s.kernel_h * s.kernel_w;
-    launch_next(&status, weight_sums_kernel<T, A>, ceil_div(weights, int64_t{kThreads}), 0, stream, s, plan.pieces,
+    launch_next(&status, weight_sums_kernel<T, A>, ceil_div(weights, int64_t{kThreads}), 0, stream, s, pieces_of_pixels,
                 params.weight, params.grad_weight, static_cast<const FilterRange<A>*>(scratch.ranges),
                 static_cast<const A*>(scratch.offset_gradient), static_cast<const A*>(scratch.weight_partials));
   }
   if (wants_input) {
     const int64_t ones = s.batch * s.groups * s.pixels();
     launch_next(&status, ones_gradient_kernel<A>, ceil_div(ones, int64_t{kThreads}), 0, stream, a);
-    InputArguments<A> arguments{};
-    arguments.sizes = s;
-    arguments.weight = params.weight;
-    arguments.grad_input = params.grad_input;
-    arguments.map = scratch.map;
-    if (s.in_h > 0 && s.in_w > 0 && s.group_in > 0) {
-      launch_input<T>(&status, arguments, stream);
+    if (status == Status::ok) {
+      status = input_gradient<T>(s, params.weight, params.grad_input, static_cast<const A*>(scratch.map), true, stream);
     }
   }
   return status;
@@ -550,7 +542,7 @@ bool tensor_cores_allowed(const PushPullGeometry& geometry) {
   if constexpr (std::is_same_v<T, double>) {
     return false;
   } else {
-    return !geometry.channel_range && (!std::is_same_v<T, float> || geometry.allow_tf32);
+    return !std::is_same_v<T, float> || geometry.allow_tf32;
   }
 }
 
@@ -583,20 +575,53 @@ Status run_backward(const PushPullBackwardParams& params, const Sizes& s, void* 
 
 }  // namespace
 
-template <typename T>
-Status sum_channels(const Sizes& s, const ChannelView& grad_inhibition, const ChannelView& grad_bias,
-                    const float* partials, int64_t chunks, float* offset_gradient, void* stream) {
-  GradientArguments<float> a{};
+template <typename T, typename A>
+Status sum_channels(const Sizes& s, const ChannelView& grad_inhibition, const ChannelView& grad_bias, A* partials,
+                    int64_t chunks, A* offset_gradient, void* stream) {
+  GradientArguments<A> a{};
   a.sizes = s;
   a.grad_inhibition = grad_inhibition;
   a.grad_bias = grad_bias;
   a.grad_inhibition_is_float = grad_inhibition.dtype == DType::f32;
   a.grad_bias_is_float = grad_bias.dtype == DType::f32;
-  a.partials = const_cast<float*>(partials);
+  a.partials = partials;
   a.offset_gradient = offset_gradient;
   a.chunks = chunks;
   Status status = Status::ok;
-  launch_next(&status, channel_sums_kernel<T, float>, s.out_channels, warp_size * sizeof(float), stream, a);
+  launch_next(&status, channel_sums_kernel<T, A>, s.out_channels, warp_size * sizeof(A), stream, a);
+  return status;
+}
+
+int64_t weight_gradient_pieces(const Sizes& s) { return plan_weights(s).pieces; }
+
+template <typename T, typename A>
+Status weight_gradient(const Sizes& s, const View4& input, const A* map, A* partials, void* stream) {
+  const WeightPlan plan = plan_weights(s);
+  const int64_t blocks = plan.pieces * plan.filter_blocks * plan.tap_blocks * s.groups;
+  Status status = Status::ok;
+  if (narrow_weights(s)) {
+    launch_next(&status, weight_gradient_kernel<T, A, NarrowWeights>, blocks, sizeof(WeightShared<A, NarrowWeights>),
+                stream, s, plan, input, map, partials);
+  } else {
+    launch_next(&status, weight_gradient_kernel<T, A, WideWeights>, blocks, sizeof(WeightShared<A, WideWeights>),
+                stream, s, plan, input, map, partials);
+  }
+  return status;
+}
+
+template <typename T, typename W, typename A>
+Status input_gradient(const Sizes& s, const View4& weight, const View4& grad_input, const A* map, bool with_ones,
+                      void* stream) {
+  InputArguments<A> arguments{};
+  arguments.sizes = s;
+  arguments.weight = weight;
+  arguments.grad_input = grad_input;
+  arguments.map = map;
+  arguments.with_ones = with_ones;
+  Status status = Status::ok;
+  if (s.in_h > 0 && s.in_w > 0 && s.group_in > 0) {
+    launch_input<T, W>(&status, arguments, stream);
+  }
   return status;
 }
 
@@ -611,15 +636,23 @@ Status sum_weight_pieces(const Sizes& s, int64_t pieces, const View4& weight, co
   return status;
 }
 
-#define STURDY_PUSH_PULL_SUMS(T)                                                                                       \
-  template Status sum_channels<T>(const Sizes&, const ChannelView&, const ChannelView&, const float*, int64_t, float*, \
-                                  void*);                                                                              \
-  template Status sum_weight_pieces<T>(const Sizes&, int64_t, const View4&, const View4&, const FilterRange<float>*,   \
+#define STURDY_PUSH_PULL_SHARED(T, A)                                                                               \
+  template Status sum_channels<T, A>(const Sizes&, const ChannelView&, const ChannelView&, A*, int64_t, A*, void*); \
+  template Status weight_gradient<T, A>(const Sizes&, const View4&, const A*, A*, void*);                           \
+  template Status input_gradient<T, A, A>(const Sizes&, const View4&, const View4&, const A*, bool, void*)
+STURDY_PUSH_PULL_SHARED(float, float);
+STURDY_PUSH_PULL_SHARED(double, double);
+STURDY_PUSH_PULL_SHARED(__half, float);
+STURDY_PUSH_PULL_SHARED(__nv_bfloat16, float);
+#undef STURDY_PUSH_PULL_SHARED
+
+#define STURDY_PUSH_PULL_PIECES(T)                                                                                   \
+  template Status sum_weight_pieces<T>(const Sizes&, int64_t, const View4&, const View4&, const FilterRange<float>*, \
                                        const float*, const float*, void*)
-STURDY_PUSH_PULL_SUMS(float);
-STURDY_PUSH_PULL_SUMS(__half);
-STURDY_PUSH_PULL_SUMS(__nv_bfloat16);
-#undef STURDY_PUSH_PULL_SUMS
+STURDY_PUSH_PULL_PIECES(float);
+STURDY_PUSH_PULL_PIECES(__half);
+STURDY_PUSH_PULL_PIECES(__nv_bfloat16);
+#undef STURDY_PUSH_PULL_PIECES
 
 }  // namespace sturdy::cuda::push_pull
 
@@ -629,6 +662,9 @@ size_t push_pull_conv2d_backward_workspace(const PushPullGeometry& geometry) {
   push_pull::Sizes sizes;
   if (!push_pull::make_sizes(geometry, &sizes)) {
     return 0;  // the launcher refuses such a size
+  }
+  if (geometry.channel_range) {
+    return push_pull::channel_backward_workspace(geometry, sizes);
   }
   switch (geometry.dtype) {
     case DType::f32:
@@ -644,9 +680,13 @@ size_t push_pull_conv2d_backward_workspace(const PushPullGeometry& geometry) {
 }
 
 Status push_pull_conv2d_backward(const PushPullBackwardParams& params, void* workspace, void* stream) {
+  const NvtxRange range("sturdy::push_pull_conv2d_backward");
   push_pull::Sizes sizes;
   if (!push_pull::make_sizes(params.geometry, &sizes)) {
     return Status::unsupported_size;
+  }
+  if (params.geometry.channel_range) {
+    return push_pull::channel_backward(params, sizes, workspace, stream);
   }
   switch (params.geometry.dtype) {
     case DType::f32:

@@ -12,7 +12,9 @@
 #include <algorithm>
 #include <type_traits>
 
+#include "common/nvtx.h"
 #include "pushpull/push_pull_conv2d_cuda.cuh"
+#include "pushpull/push_pull_conv2d_cuda_channel.cuh"
 #include "pushpull/push_pull_conv2d_cuda_tensor_launch.cuh"
 
 namespace sturdy::cuda::push_pull {
@@ -81,7 +83,8 @@ struct TileArguments {
   int filters;  // of a group; 0: only the box is wanted
 };
 
-template <typename T, typename A, typename Shape>
+// W is the type of the weights, which is wider than T where they were computed.
+template <typename T, typename A, typename W, typename Shape>
 __global__ void __launch_bounds__(kThreads, 2) push_pull_tile_kernel(TileArguments<A> a) {
   using Shared = TileShared<A, Shape>;
   static_assert(sizeof(Shared) <= kSharedBudget, "a tile must fit in shared memory without opting in");
@@ -125,7 +128,7 @@ __global__ void __launch_bounds__(kThreads, 2) push_pull_tile_kernel(TileArgumen
   }
 
   const int first_filter = filter_block * Shape::filters;  // of the group
-  TileProduct<T, T> product;
+  TileProduct<T, W> product;
   product.source =
       static_cast<const T*>(a.input.data) + image * a.input.stride[0] + int64_t{group} * s.group_in * a.input.stride[1];
   product.taps.source_channel = a.input.stride[1];
@@ -134,7 +137,7 @@ __global__ void __launch_bounds__(kThreads, 2) push_pull_tile_kernel(TileArgumen
   product.source_h = s.in_h;
   product.source_w = s.in_w;
   product.weight =
-      static_cast<const T*>(a.weight.data) + (int64_t{group} * s.group_out + first_filter) * a.weight.stride[0];
+      static_cast<const W*>(a.weight.data) + (int64_t{group} * s.group_out + first_filter) * a.weight.stride[0];
   product.weight_filter = a.weight.stride[0];
   product.taps.weight_channel = a.weight.stride[1];
   product.taps.weight_row = a.weight.stride[2];
@@ -379,7 +382,7 @@ bool tiles_hold_windows(const Sizes& s) {
 }
 
 // Launches the tile kernel; the windows are those of `radius_h` and `radius_w`, which are 0 for a map.
-template <typename T, typename A>
+template <typename T, typename W, typename A>
 Status launch_tiles(TileArguments<A>& arguments, void* stream) {
   const Sizes& s = arguments.sizes;
   const bool to_map = arguments.map != nullptr;
@@ -392,16 +395,16 @@ Status launch_tiles(TileArguments<A>& arguments, void* stream) {
   const dim3 grid(static_cast<unsigned>(blocks));
   switch (choose_tile<A>(s)) {
     case Tile::narrow:
-      return launch(push_pull_tile_kernel<T, A, typename Tiles<A>::Narrow>, grid, dim3(kThreads),
+      return launch(push_pull_tile_kernel<T, A, W, typename Tiles<A>::Narrow>, grid, dim3(kThreads),
                     sizeof(TileShared<A, typename Tiles<A>::Narrow>), stream, arguments);
     case Tile::small:
-      return launch(push_pull_tile_kernel<T, A, typename Tiles<A>::Small>, grid, dim3(kThreads),
+      return launch(push_pull_tile_kernel<T, A, W, typename Tiles<A>::Small>, grid, dim3(kThreads),
                     sizeof(TileShared<A, typename Tiles<A>::Small>), stream, arguments);
     case Tile::medium:
-      return launch(push_pull_tile_kernel<T, A, typename Tiles<A>::Medium>, grid, dim3(kThreads),
+      return launch(push_pull_tile_kernel<T, A, W, typename Tiles<A>::Medium>, grid, dim3(kThreads),
                     sizeof(TileShared<A, typename Tiles<A>::Medium>), stream, arguments);
     case Tile::wide:
-      return launch(push_pull_tile_kernel<T, A, typename Tiles<A>::Wide>, grid, dim3(kThreads),
+      return launch(push_pull_tile_kernel<T, A, W, typename Tiles<A>::Wide>, grid, dim3(kThreads),
                     sizeof(TileShared<A, typename Tiles<A>::Wide>), stream, arguments);
   }
   return Status::internal_error;
@@ -412,7 +415,7 @@ int64_t chunks(int64_t points) { return ceil_div(points, int64_t{kChunk}); }
 // Tensor cores take 16-bit types and, where allowed, float32 as tf32; the rest goes the plain way.
 bool plan_tensor_forward(const PushPullGeometry& geometry, const Sizes& s, TensorPlan* plan) {
   const bool wide = geometry.dtype == DType::f32;
-  if (geometry.channel_range || geometry.dtype == DType::f64 || (wide && !geometry.allow_tf32)) {
+  if (geometry.dtype == DType::f64 || (wide && !geometry.allow_tf32)) {
     return false;
   }
   return plan_tensor(s, wide, s.radius_h, s.radius_w, plan);
@@ -467,7 +470,7 @@ Status forward(const PushPullForwardParams& params, const Sizes& s, void* worksp
   arguments.ranges = scratch.ranges;
   arguments.filters = s.group_out;
   if (tiles_hold_windows<A>(s)) {
-    return launch_tiles<T>(arguments, stream);
+    return launch_tiles<T, T>(arguments, stream);
   }
 
   status = convolve<T>(s, params.input, params.weight, false, scratch.map, stream);
@@ -537,7 +540,7 @@ Status filter_ranges(const Sizes& s, const View4& weight, FilterRange<A>* ranges
                 warp_size * sizeof(A), stream, weight, s.group_in, s.kernel_h, s.kernel_w, ranges);
 }
 
-template <typename T, typename A>
+template <typename T, typename W, typename A>
 Status convolve(const Sizes& s, const View4& input, const View4& weight, bool box_only, A* map, void* stream) {
   TileArguments<A> arguments{};
   arguments.sizes = s;
@@ -545,7 +548,7 @@ Status convolve(const Sizes& s, const View4& input, const View4& weight, bool bo
   arguments.weight = weight;
   arguments.map = map;
   arguments.filters = box_only ? 0 : s.group_out;
-  return launch_tiles<T>(arguments, stream);
+  return launch_tiles<T, W>(arguments, stream);
 }
 
 template <typename T, typename A>
@@ -558,14 +561,16 @@ Status sum_rows(const Sizes& s, const View4& push, const A* map, bool with_box, 
                 map, with_box, sums);
 }
 
-#define STURDY_PUSH_PULL_SHARED(T, A)                                                        \
-  template Status filter_ranges<T, A>(const Sizes&, const View4&, FilterRange<A>*, void*);   \
-  template Status convolve<T, A>(const Sizes&, const View4&, const View4&, bool, A*, void*); \
+#define STURDY_PUSH_PULL_SHARED(T, A)                                                           \
+  template Status filter_ranges<T, A>(const Sizes&, const View4&, FilterRange<A>*, void*);      \
+  template Status convolve<T, T, A>(const Sizes&, const View4&, const View4&, bool, A*, void*); \
   template Status sum_rows<T, A>(const Sizes&, const View4&, const A*, bool, A*, void*)
 STURDY_PUSH_PULL_SHARED(float, float);
 STURDY_PUSH_PULL_SHARED(double, double);
 STURDY_PUSH_PULL_SHARED(__half, float);
 STURDY_PUSH_PULL_SHARED(__nv_bfloat16, float);
+template Status convolve<__half, float, float>(const Sizes&, const View4&, const View4&, bool, float*, void*);
+template Status convolve<__nv_bfloat16, float, float>(const Sizes&, const View4&, const View4&, bool, float*, void*);
 #undef STURDY_PUSH_PULL_SHARED
 
 }  // namespace sturdy::cuda::push_pull
@@ -577,6 +582,9 @@ size_t push_pull_conv2d_workspace(const PushPullGeometry& geometry) {
   if (!push_pull::make_sizes(geometry, &sizes)) {
     return 0;  // the launcher refuses such a size
   }
+  if (geometry.channel_range) {
+    return push_pull::channel_workspace(geometry, sizes);
+  }
   push_pull::Workspace pieces(nullptr);
   if (geometry.dtype == DType::f64) {
     push_pull::ForwardWorkspace<double>(pieces, geometry, sizes);
@@ -587,12 +595,16 @@ size_t push_pull_conv2d_workspace(const PushPullGeometry& geometry) {
 }
 
 Status push_pull_conv2d(const PushPullForwardParams& params, void* workspace, void* stream) {
+  const NvtxRange range("sturdy::push_pull_conv2d");
   push_pull::Sizes sizes;
   if (!push_pull::make_sizes(params.geometry, &sizes)) {
     return Status::unsupported_size;
   }
   if (sizes.batch == 0 || sizes.out_channels == 0 || sizes.pixels() == 0) {
     return Status::ok;
+  }
+  if (params.geometry.channel_range) {
+    return push_pull::channel_forward(params, sizes, workspace, stream);
   }
   switch (params.geometry.dtype) {
     case DType::f32:

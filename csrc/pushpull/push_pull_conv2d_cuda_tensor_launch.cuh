@@ -34,11 +34,6 @@ size_t tensor_backward_workspace(const Sizes& sizes);
 template <typename T>
 Status tensor_backward(const PushPullBackwardParams& params, const Sizes& sizes, void* workspace, void* stream);
 
-// Adds up partials (channel, chunk, kChannelSums) and stores what is wanted of them.
-template <typename T>
-Status sum_channels(const Sizes& sizes, const ChannelView& grad_inhibition, const ChannelView& grad_bias,
-                    const float* partials, int64_t chunks, float* offset_gradient, void* stream);
-
 // Adds up partials (piece, filter, tap) and the share of m's gradient that falls to the extremes of a filter.
 template <typename T>
 Status sum_weight_pieces(const Sizes& sizes, int64_t pieces, const View4& weight, const View4& grad_weight,
