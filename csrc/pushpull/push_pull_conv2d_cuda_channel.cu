@@ -4,11 +4,11 @@
 // type), and whatever the two maps p and q need is linear in them.
 //
 // Registers a thread; dynamic shared memory is one value a warp where a block adds up, and none elsewhere:
-// ptxas-budget: channel_weights_kernel 48
+// ptxas-budget: channel_weights_kernel 64
 // ptxas-budget: channel_output_kernel 48
 // ptxas-budget: channel_gradient_kernel 64
 // ptxas-budget: channel_adjoint_kernel 40
-// ptxas-budget: channel_weight_sums_kernel 56
+// ptxas-budget: channel_weight_sums_kernel 64
 #include <algorithm>
 #include <type_traits>
 
@@ -117,6 +117,7 @@ template <typename T, typename A>
 __global__ void __launch_bounds__(kThreads) channel_output_kernel(ChannelArguments<A> a) {
   const Sizes& s = a.sizes;
   const int64_t first = static_cast<int64_t>(blockIdx.x) * kChunk;
+#pragma unroll 1
   for (int i = 0; i < kPointsPerThread; ++i) {
     const MapPoint point(s, first / s.pixels(), static_cast<int>(first % s.pixels()),
                          i * kThreads + static_cast<int>(threadIdx.x));
@@ -127,9 +128,13 @@ __global__ void __launch_bounds__(kThreads) channel_output_kernel(ChannelArgumen
     const int channel = static_cast<int>(point.plane % s.out_channels);
     const ChannelPoint maps(s, a.both, image, channel);
     const A push = a.map[maps.push + point.pixel];
-    const A pull = a.row_sums == nullptr ? a.map[maps.pull + point.pixel]
-                                         : sum_column(s, a.row_sums + maps.pull, point) /
-                                               static_cast<A>(window_cells(s, point.row, point.column));
+    A pull;
+    if (a.row_sums != nullptr) {
+      const A scale = A(1) / static_cast<A>(window_cells(s, point.row, point.column));
+      pull = sum_column(s, a.row_sums + maps.pull, point) * scale;
+    } else {
+      pull = a.map[maps.pull + point.pixel];
+    }
     const A strength =
         a.inhibition.data == nullptr ? a.strength : load_channel<A, T>(a.inhibition, a.inhibition_is_float, channel);
     const A bias = a.bias.data == nullptr ? A(0) : load_channel<A, T>(a.bias, a.bias_is_float, channel);
@@ -152,6 +157,7 @@ __global__ void __launch_bounds__(kThreads) channel_gradient_kernel(ChannelArgum
   const A strength =
       a.inhibition.data == nullptr ? a.strength : load_channel<A, T>(a.inhibition, a.inhibition_is_float, channel);
   A sums[kChannelSums] = {};
+#pragma unroll 1
   for (int i = 0; i < kPointsPerThread; ++i) {
     const MapPoint point(s, chunk * kChunk / s.pixels(), static_cast<int>(chunk * kChunk % s.pixels()),
                          i * kThreads + static_cast<int>(threadIdx.x));
@@ -164,18 +170,18 @@ __global__ void __launch_bounds__(kThreads) channel_gradient_kernel(ChannelArgum
                                                point.row * a.grad_out.stride[2] + point.column * a.grad_out.stride[3]]);
     const ChannelPoint maps(s, a.both, image, channel);
     const A push = a.map[maps.push + point.pixel];
-    A cells = A(1);
+    A scale = A(1);
     A pull;
     if (a.row_sums != nullptr) {
-      cells = static_cast<A>(window_cells(s, point.row, point.column));
-      pull = sum_column(s, a.row_sums + maps.pull, point) / cells;
+      scale = A(1) / static_cast<A>(window_cells(s, point.row, point.column));
+      pull = sum_column(s, a.row_sums + maps.pull, point) * scale;
     } else {
       pull = a.map[maps.pull + point.pixel];
     }
     sums[0] += gradient;
     sums[1] -= gradient * relu(pull);
     if (a.wants_map) {
-      const A pull_gradient = pull > A(0) ? -strength * gradient / cells : A(0);
+      const A pull_gradient = pull > A(0) ? -strength * gradient * scale : A(0);
       a.map[maps.push + point.pixel] = push > A(0) ? gradient : A(0);
       (a.row_sums != nullptr ? a.pull : a.map)[maps.pull + point.pixel] = pull_gradient;
       if (a.row_sums != nullptr) {
@@ -200,6 +206,7 @@ template <typename A>
 __global__ void __launch_bounds__(kThreads) channel_adjoint_kernel(ChannelArguments<A> a) {
   const Sizes& s = a.sizes;
   const int64_t first = static_cast<int64_t>(blockIdx.x) * kChunk;
+#pragma unroll 1
   for (int i = 0; i < kPointsPerThread; ++i) {
     const MapPoint point(s, first / s.pixels(), static_cast<int>(first % s.pixels()),
                          i * kThreads + static_cast<int>(threadIdx.x));

@@ -430,6 +430,7 @@ template <int Radius, int Rows, typename Quad, typename Add, typename Emit>
 STURDY_DEVICE void walk_rows(int first_row, int tile_rows, int radius_h, const Quad& quad, const Add& add,
                              const Emit& emit) {
   float sums[2 * Radius + 1][4] = {};
+  Packed<float, 4> last = {};  // the values of the row before
 #pragma unroll 1
   for (int step = -Radius; step < Rows + Radius; ++step) {
 #pragma unroll
@@ -441,14 +442,17 @@ STURDY_DEVICE void walk_rows(int first_row, int tile_rows, int radius_h, const Q
       sums[2 * Radius][v] = 0.0f;
     }
     const int row = first_row + step;
+    Packed<float, 4> own = {};
     if (row >= 0 && row < tile_rows) {
-      const auto own = quad(row);
+      own = quad(row);
 #pragma unroll
       for (int v = 0; v < 4; ++v) {
         sums[2 * Radius][v] = own[v];
       }
       add(row, sums[2 * Radius]);
     }
+    const Packed<float, 4> before = last;
+    last = own;
     if (step < Radius) {
       continue;
     }
@@ -463,9 +467,13 @@ STURDY_DEVICE void walk_rows(int first_row, int tile_rows, int radius_h, const Q
         }
       }
     }
-    // Read once more rather than kept: the registers are dearer.
-    const auto centre = quad(row - Radius);
-    emit(row - Radius, centre, window);
+    if constexpr (Radius == 0) {
+      emit(row, own, window);
+    } else if constexpr (Radius == 1) {
+      emit(row - 1, before, window);
+    } else {
+      emit(row - Radius, quad(row - Radius), window);  // read once more: the registers are dearer
+    }
   }
 }
 
