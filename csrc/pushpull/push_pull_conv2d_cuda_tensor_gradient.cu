@@ -12,7 +12,7 @@
 // Dynamic shared memory: mean_box_kernel and push_pull_tensor_kernel as their plan says, at most 96 KiB;
 // tensor_weight_kernel as plan_tensor_weight says, at most 96 KiB (51 KiB for a 7 x 7 stem of three channels in 16
 // bits); tensor_gradient_kernel 8.1 KiB. Registers a thread:
-// ptxas-budget: mean_box_kernel 64
+// ptxas-budget: mean_box_kernel 80
 // ptxas-budget: tensor_gradient_kernel 128
 // ptxas-budget: tensor_weight_kernel 128
 //

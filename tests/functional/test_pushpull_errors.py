@@ -195,7 +195,7 @@ def test_mixed_devices(backend, argument):
 
 def test_backward_op_checks_its_gradient(backend):
     image, weight = torch.ones(IMAGE, device=backend.device), torch.ones(FILTERS, device=backend.device)
-    options = ([1, 1], [0, 0, 0, 0], [1, 1], 1, [1, 1], False)
+    options = ([1, 1], [0, 0, 0, 0], [1, 1], 1, [1, 1], False, False)
     out, push = backend.op("push_pull_conv2d")(image, weight, None, 1.0, None, *options, True)
     backward = backend.op("push_pull_conv2d_backward")
     for grad_out, kept, words in (
@@ -217,4 +217,4 @@ def test_op_called_directly_with_bad_options(backend, name, value):
     image, weight = torch.ones(IMAGE, device=backend.device), torch.ones(FILTERS, device=backend.device)
     word = "avg_kernel_size" if value == [2, 2] else name  # a list that is too short must not be read past its end
     with pytest.raises(RuntimeError, match=f"push_pull_conv2d: {word} must"):
-        backend.op("push_pull_conv2d")(image, weight, None, 1.0, None, *options.values(), False, False)
+        backend.op("push_pull_conv2d")(image, weight, None, 1.0, None, *options.values(), False, False, False)

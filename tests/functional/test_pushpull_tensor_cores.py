@@ -214,6 +214,23 @@ def test_push_response_computed_again(backend, name):
         assert torch.equal(kept[name], again[name])
 
 
+@pytest.mark.parametrize("dtype", [*HALF, torch.float32], ids=dtype_id)
+def test_gradients_do_not_see_input_that_no_window_meets(backend, dtype):
+    # One word of pixels holds the input under a pixel of the map and under its neighbour beyond the map's edge.
+    case = Case("gaps", batch=2, out_channels=8, size=(10, 21), stride=(3, 4), kernel=(2, 2), pool=3, strength=1.0)
+    tensors = case.tensors(dtype, backend.device)
+    grad_out = random((2, 8, 3, 5), 5, dtype, backend.device)
+    expected = wanted_gradients(case, push_pull_conv2d, tensors, grad_out, False, allow_tf32=True)
+    tensors.input[:, :, 8:] = float("nan")
+    tensors.input[:, :, 2::3] = float("nan")
+    tensors.input[:, :, :, 2::4] = float("nan")
+    tensors.input[:, :, :, 3::4] = float("nan")
+    tensors.input[:, :, :, 20:] = float("nan")
+    found = wanted_gradients(case, push_pull_conv2d, tensors, grad_out, False, allow_tf32=True)
+    for name in expected:
+        assert torch.equal(found[name], expected[name])
+
+
 @pytest.mark.parametrize("layout", ["channels_last", "sliced", "expanded"])
 @pytest.mark.parametrize("name", ["stem", "channels_16", "groups"])
 def test_gradients_of_any_layout(backend, name, layout):
