@@ -117,10 +117,11 @@ template <typename T, typename A>
 __global__ void __launch_bounds__(kThreads) channel_output_kernel(ChannelArguments<A> a) {
   const Sizes& s = a.sizes;
   const int64_t first = static_cast<int64_t>(blockIdx.x) * kChunk;
+  const int64_t first_plane = first / s.pixels();
+  const int first_pixel = static_cast<int>(first % s.pixels());
 #pragma unroll 1
   for (int i = 0; i < kPointsPerThread; ++i) {
-    const MapPoint point(s, first / s.pixels(), static_cast<int>(first % s.pixels()),
-                         i * kThreads + static_cast<int>(threadIdx.x));
+    const MapPoint point(s, first_plane, first_pixel, i * kThreads + static_cast<int>(threadIdx.x));
     if (point.plane >= s.batch * s.out_channels) {
       return;
     }
@@ -156,11 +157,12 @@ __global__ void __launch_bounds__(kThreads) channel_gradient_kernel(ChannelArgum
   const int channel = static_cast<int>(blockIdx.x / a.chunks);
   const A strength =
       a.inhibition.data == nullptr ? a.strength : load_channel<A, T>(a.inhibition, a.inhibition_is_float, channel);
-  A sums[kChannelSums] = {};
+  const int64_t first_image = chunk * kChunk / s.pixels();
+  const int first_pixel = static_cast<int>(chunk * kChunk % s.pixels());
+  A sums[2] = {};  // the gradient of m comes from those of the weights
 #pragma unroll 1
   for (int i = 0; i < kPointsPerThread; ++i) {
-    const MapPoint point(s, chunk * kChunk / s.pixels(), static_cast<int>(chunk * kChunk % s.pixels()),
-                         i * kThreads + static_cast<int>(threadIdx.x));
+    const MapPoint point(s, first_image, first_pixel, i * kThreads + static_cast<int>(threadIdx.x));
     const int64_t image = point.plane;
     if (image >= s.batch) {
       break;
@@ -190,14 +192,14 @@ __global__ void __launch_bounds__(kThreads) channel_gradient_kernel(ChannelArgum
     }
   }
 #pragma unroll
-  for (int j = 0; j < kChannelSums; ++j) {
-    sums[j] = block_sum(sums[j], scratch);
+  for (A& sum : sums) {
+    sum = block_sum(sum, scratch);
   }
   if (threadIdx.x == 0) {
-#pragma unroll
-    for (int j = 0; j < kChannelSums; ++j) {
-      a.partials[(channel * a.chunks + chunk) * kChannelSums + j] = sums[j];
-    }
+    A* partials = a.partials + (channel * a.chunks + chunk) * kChannelSums;
+    partials[0] = sums[0];
+    partials[1] = sums[1];
+    partials[2] = A(0);
   }
 }
 
@@ -206,10 +208,11 @@ template <typename A>
 __global__ void __launch_bounds__(kThreads) channel_adjoint_kernel(ChannelArguments<A> a) {
   const Sizes& s = a.sizes;
   const int64_t first = static_cast<int64_t>(blockIdx.x) * kChunk;
+  const int64_t first_plane = first / s.pixels();
+  const int first_pixel = static_cast<int>(first % s.pixels());
 #pragma unroll 1
   for (int i = 0; i < kPointsPerThread; ++i) {
-    const MapPoint point(s, first / s.pixels(), static_cast<int>(first % s.pixels()),
-                         i * kThreads + static_cast<int>(threadIdx.x));
+    const MapPoint point(s, first_plane, first_pixel, i * kThreads + static_cast<int>(threadIdx.x));
     if (point.plane >= s.batch * s.out_channels) {
       return;
     }

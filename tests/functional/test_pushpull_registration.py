@@ -348,7 +348,7 @@ def test_backward_op_has_no_derivative(backend):
     out, push = backend.op("push_pull_conv2d")(*args)
     backward = backend.op("push_pull_conv2d_backward")
     grad_out = torch.ones_like(out).requires_grad_()
-    found = backward(grad_out, *args[:4], push, *args[5:11], True, True, True, True)
+    found = backward(grad_out, *args[:4], push, *args[5:12], True, True, True, True)
     with pytest.raises(RuntimeError, match="differentiate push_pull_conv2d twice"):
         found[1].sum().backward()
 
