@@ -6,7 +6,7 @@
 // Registers a thread; dynamic shared memory is one value a warp where a block adds up, and none elsewhere:
 // ptxas-budget: channel_weights_kernel 64
 // ptxas-budget: channel_output_kernel 48
-// ptxas-budget: channel_gradient_kernel 64
+// ptxas-budget: channel_gradient_kernel 96
 // ptxas-budget: channel_adjoint_kernel 40
 // ptxas-budget: channel_weight_sums_kernel 64
 #include <algorithm>
@@ -150,7 +150,7 @@ __global__ void __launch_bounds__(kThreads) channel_output_kernel(ChannelArgumen
 
 // A block takes one channel and some of its pixels: partial sums, and the gradients at p and, over cells, at u.
 template <typename T, typename A>
-__global__ void __launch_bounds__(kThreads) channel_gradient_kernel(ChannelArguments<A> a) {
+__global__ void __launch_bounds__(kThreads, 2) channel_gradient_kernel(ChannelArguments<A> a) {
   STURDY_DYNAMIC_SHARED(A, scratch);  // one value a warp
   const Sizes& s = a.sizes;
   const int64_t chunk = blockIdx.x % a.chunks;
@@ -167,19 +167,15 @@ __global__ void __launch_bounds__(kThreads) channel_gradient_kernel(ChannelArgum
     if (image >= s.batch) {
       break;
     }
+    // First of all: in float64 a division is a call, across which whatever is in registers has to be kept.
+    const A scale = a.row_sums == nullptr ? A(1) : A(1) / static_cast<A>(window_cells(s, point.row, point.column));
     const A gradient = to_accumulate(
         static_cast<const T*>(a.grad_out.data)[image * a.grad_out.stride[0] + channel * a.grad_out.stride[1] +
                                                point.row * a.grad_out.stride[2] + point.column * a.grad_out.stride[3]]);
     const ChannelPoint maps(s, a.both, image, channel);
     const A push = a.map[maps.push + point.pixel];
-    A scale = A(1);
-    A pull;
-    if (a.row_sums != nullptr) {
-      scale = A(1) / static_cast<A>(window_cells(s, point.row, point.column));
-      pull = sum_column(s, a.row_sums + maps.pull, point) * scale;
-    } else {
-      pull = a.map[maps.pull + point.pixel];
-    }
+    const A pull =
+        a.row_sums == nullptr ? a.map[maps.pull + point.pixel] : sum_column(s, a.row_sums + maps.pull, point) * scale;
     sums[0] += gradient;
     sums[1] -= gradient * relu(pull);
     if (a.wants_map) {
