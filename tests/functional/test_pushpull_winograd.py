@@ -107,8 +107,9 @@ def test_keeps_the_push_response(backend, name):
     strides, pools, padding = (list(reference.pair(v)) for v in (case.stride, case.pool or 1, case.padding))
     sides = [padding[0], padding[0], padding[1], padding[1]]  # top, bottom, left, right
     args = (tensors.input, tensors.weight, tensors.inhibition, 0.0, tensors.bias, strides, sides, [1, 1], 1, pools)
+    channel_range, allow_tf32, keep_push = False, False, True
     with poisoned():
-        out, push = backend.op("push_pull_conv2d")(*args, True)
+        out, push = backend.op("push_pull_conv2d")(*args, channel_range, allow_tf32, keep_push)
     assert torch.equal(out, case.call(push_pull_conv2d, tensors))
     plain = F.conv2d(tensors.input, tensors.weight, None, case.stride, case.padding)
     exact = F.conv2d(tensors.input.double(), tensors.weight.double(), None, case.stride, case.padding)
