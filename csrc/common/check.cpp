@@ -226,6 +226,24 @@ void Checker::float_dtype(const char* name, const sturdy_tensor* tensor) {
   }
 }
 
+void Checker::image_dtype(const char* name, const sturdy_tensor* tensor) {
+  if (!ok() || same_type(tensor->dtype, {STURDY_UINT, 8, 1})) {
+    return;
+  }
+  const bool counts = tensor->dtype.code == STURDY_INT || tensor->dtype.code == STURDY_UINT;
+  float_dtype(name, tensor);
+  if (!ok()) {
+    message_ = std::string(op_) + ": " + name + " must be uint8, float16, bfloat16, float32 or float64, got " +
+               dtype_name(tensor->dtype) + (counts ? ": convert it to floating point in [0, 1], or to uint8" : "");
+  }
+}
+
+void Checker::parameter_dtype(const char* name, const sturdy_tensor* tensor) {
+  if (ok() && !same_type(tensor->dtype, {STURDY_FLOAT, 32, 1}) && !same_type(tensor->dtype, {STURDY_FLOAT, 64, 1})) {
+    fail(STURDY_ETYPE, std::string(name) + " must be float32 or float64, got " + dtype_name(tensor->dtype));
+  }
+}
+
 void Checker::same_dtype(const char* name, const sturdy_tensor* tensor, const char* other_name,
                          const sturdy_tensor* other) {
   if (ok() && !same_type(tensor->dtype, other->dtype)) {

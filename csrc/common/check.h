@@ -43,6 +43,8 @@ class Checker {
   // Tensors that present() accepted.
   void rank(const char* name, const sturdy_tensor* tensor, int32_t rank, const char* axes);
   void float_dtype(const char* name, const sturdy_tensor* tensor);
+  void image_dtype(const char* name, const sturdy_tensor* tensor);      // floating, or uint8
+  void parameter_dtype(const char* name, const sturdy_tensor* tensor);  // float32 or float64
   void same_dtype(const char* name, const sturdy_tensor* tensor, const char* other_name, const sturdy_tensor* other);
   void dtype_of_or_float32(const char* name, const sturdy_tensor* tensor, const char* other_name,
                            const sturdy_tensor* other);

@@ -107,17 +107,19 @@ def autocast_tensor(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return tensor.to(dtype) if eligible else tensor
 
 
-def vmap_by_loop(op: Callable[..., tuple[torch.Tensor, ...]]) -> Callable[..., Any]:
+def vmap_by_loop(op: Callable[..., torch.Tensor | tuple[torch.Tensor, ...]]) -> Callable[..., Any]:
     """A vmap rule that calls the op once per element of the mapped dimension and stacks the results."""
 
     def pick(arg: Any, dim: Any, index: int) -> Any:
         return arg.select(dim, index) if isinstance(arg, torch.Tensor) and dim is not None else arg
 
     def rule(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> Any:
-        def element(index: int) -> tuple[torch.Tensor, ...]:
+        def element(index: int) -> Any:
             return op(*(pick(arg, dim, index) for arg, dim in zip(args, in_dims, strict=True)))
 
         results = [element(index) for index in range(info.batch_size)]
+        if isinstance(results[0], torch.Tensor):
+            return torch.stack(results), 0
         outputs = tuple(torch.stack(parts) for parts in zip(*results, strict=True))
         return outputs, (0,) * len(outputs)
 

@@ -4,6 +4,7 @@
 #include <string>
 
 #include "error.h"
+#include "fourier.h"
 #include "pushpull.h"
 #include "sturdy/sturdy.h"
 
@@ -16,5 +17,6 @@ PYBIND11_MODULE(_numpy, m, py::mod_gil_not_used()) {
                            ": build both from one version");
   }
   sturdy::numpy_binding::register_exceptions();
+  sturdy::numpy_binding::define_fourier(m);
   sturdy::numpy_binding::define_pushpull(m);
 }

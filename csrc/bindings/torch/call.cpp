@@ -10,37 +10,6 @@
 namespace sturdy::torch_binding {
 namespace {
 
-sturdy_dtype to_sturdy(ScalarType type) {
-  switch (type) {
-    case ScalarType::Float:
-      return {STURDY_FLOAT, 32, 1};
-    case ScalarType::Double:
-      return {STURDY_FLOAT, 64, 1};
-    case ScalarType::Half:
-      return {STURDY_FLOAT, 16, 1};
-    case ScalarType::BFloat16:
-      return {STURDY_BFLOAT, 16, 1};
-    case ScalarType::Bool:
-      return {STURDY_BOOL, 8, 1};
-    case ScalarType::Byte:
-      return {STURDY_UINT, 8, 1};
-    case ScalarType::Char:
-      return {STURDY_INT, 8, 1};
-    case ScalarType::Short:
-      return {STURDY_INT, 16, 1};
-    case ScalarType::Int:
-      return {STURDY_INT, 32, 1};
-    case ScalarType::Long:
-      return {STURDY_INT, 64, 1};
-    case ScalarType::ComplexFloat:
-      return {STURDY_COMPLEX, 64, 1};
-    case ScalarType::ComplexDouble:
-      return {STURDY_COMPLEX, 128, 1};
-    default:
-      return {UINT8_MAX, 8, 1};  // no op accepts it, so the check will name its code
-  }
-}
-
 void torch_parallel(void* /*pool*/, int64_t n, int64_t grain, sturdy_body body, void* arg) {
   torch::stable::parallel_for(0, n, grain, [&](int64_t begin, int64_t end) { body(arg, begin, end); });
 }
@@ -94,6 +63,37 @@ void advise_huge_pages(void* data, int64_t bytes) {
 }
 
 }  // namespace
+
+sturdy_dtype to_sturdy(ScalarType type) {
+  switch (type) {
+    case ScalarType::Float:
+      return {STURDY_FLOAT, 32, 1};
+    case ScalarType::Double:
+      return {STURDY_FLOAT, 64, 1};
+    case ScalarType::Half:
+      return {STURDY_FLOAT, 16, 1};
+    case ScalarType::BFloat16:
+      return {STURDY_BFLOAT, 16, 1};
+    case ScalarType::Bool:
+      return {STURDY_BOOL, 8, 1};
+    case ScalarType::Byte:
+      return {STURDY_UINT, 8, 1};
+    case ScalarType::Char:
+      return {STURDY_INT, 8, 1};
+    case ScalarType::Short:
+      return {STURDY_INT, 16, 1};
+    case ScalarType::Int:
+      return {STURDY_INT, 32, 1};
+    case ScalarType::Long:
+      return {STURDY_INT, 64, 1};
+    case ScalarType::ComplexFloat:
+      return {STURDY_COMPLEX, 64, 1};
+    case ScalarType::ComplexDouble:
+      return {STURDY_COMPLEX, 128, 1};
+    default:
+      return {UINT8_MAX, 8, 1};  // no op accepts it, so the check will name its code
+  }
+}
 
 View::View(const Tensor& tensor) { fill(tensor); }
 

@@ -33,6 +33,9 @@ Tensor make(const Tensor& like, const std::vector<int64_t>& sizes, ScalarType dt
 // sturdy.functional has the same rule for its fake kernels.
 MemoryFormat output_format(const Tensor& input);
 
+// The dtype codes of the C API.
+sturdy_dtype to_sturdy(ScalarType type);
+
 // float64 for float64, else float32: what sums over the elements of `tensor` are kept in.
 ScalarType accumulate_dtype(const Tensor& tensor);
 

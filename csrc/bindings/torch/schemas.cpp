@@ -13,4 +13,12 @@ STURDY_TORCH_LIBRARY(STURDY_TORCH_NAMESPACE, m) {
       "Tensor? push, int[2] stride, int[4] padding, int[2] dilation, int groups, int[2] pool, bool channel_range, "
       "bool allow_tf32, bool need_input, bool need_weight, bool need_inhibition, bool need_bias) -> (Tensor "
       "grad_input, Tensor grad_weight, Tensor grad_inhibition, Tensor grad_bias)");
+
+  // fourier: clip is () or (low, high)
+  m.def(
+      "wave_add(Tensor input, Tensor frequency, Tensor amplitude, Tensor phase, float[] clip, ScalarType? dtype) "
+      "-> Tensor");
+  m.def(
+      "wave_add_backward(Tensor grad_out, Tensor? input, Tensor frequency, Tensor amplitude, Tensor phase, "
+      "float[] clip, bool need_input, bool need_amplitude) -> (Tensor grad_input, Tensor grad_amplitude)");
 }

@@ -1,0 +1,1 @@
+// The CPU kernels of wave_add for one instruction set.

@@ -1,0 +1,69 @@
+/* The Fourier family: images changed by plane waves.
+ *
+ * wave_add (AFA: Vaish, Wang, Strisciuglio, Fourier-basis functions to bridge augmentation gap, CVPR 2024):
+ *
+ *   out = clamp(input + sum over k of amplitude_k * sin(2 pi (f_k0 * y + f_k1 * x) + phase_k))
+ *   y = row - (H - 1) / 2,  x = column - (W - 1) / 2
+ *
+ * with parameters for each image and channel, or shared by some or all of them.
+ */
+#ifndef STURDY_FOURIER_H_
+#define STURDY_FOURIER_H_
+
+#include "sturdy/sturdy.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* ---- wave_add ---- */
+
+/* Clamp the result to [low, high]; a NaN stays. */
+#define STURDY_WAVE_ADD_CLIP 1u
+
+typedef struct sturdy_wave_add_options {
+  uint32_t struct_size; /* sizeof(sturdy_wave_add_options) as the caller was compiled */
+  uint32_t flags;       /* 0 or STURDY_WAVE_ADD_CLIP */
+  double low;           /* at most high; neither may be NaN; looked at with STURDY_WAVE_ADD_CLIP alone */
+  double high;
+} sturdy_wave_add_options;
+
+/* Shapes and dtypes (any strides, also 0):
+ *   input      (N, C, H, W)             uint8 (taken as value / 255), float16, bfloat16, float32 or float64
+ *   frequency  (N or 1, C or 1, K, 2)   cycles per pixel along rows' and columns' index; float32 or float64
+ *   amplitude  (N or 1, C or 1, K)      in units of the image; float32 or float64
+ *   phase      (N or 1, C or 1, K)      radians; float32 or float64
+ *   out        (N, C, H, W)             contiguous or channels-last; dtype of input, or any floating one for uint8
+ *
+ * K may be 0. Phases are computed and reduced in float64 whatever the dtypes, sums in float32 (float64 for float64
+ * out).
+ */
+
+/* Checks everything and writes the sizes of the output into out->shape, which must hold four. Reads no data. For a
+ * uint8 input out->dtype says what is wanted, {0, 0, 0} meaning float32; it is overwritten otherwise. */
+STURDY_API sturdy_status sturdy_wave_add_infer(const sturdy_wave_add_options* options, const sturdy_tensor* input,
+                                               const sturdy_tensor* frequency, const sturdy_tensor* amplitude,
+                                               const sturdy_tensor* phase, sturdy_tensor* out);
+
+STURDY_API sturdy_status sturdy_wave_add(const sturdy_context* context, const sturdy_wave_add_options* options,
+                                         const sturdy_tensor* input, const sturdy_tensor* frequency,
+                                         const sturdy_tensor* amplitude, const sturdy_tensor* phase,
+                                         sturdy_tensor* out);
+
+/* Gradients of sum(grad_out * out). Outputs that are NULL are not computed:
+ *   grad_input      (N, C, H, W); dtype of grad_out; contiguous or channels-last
+ *   grad_amplitude  (N, C, K) also where amplitude is shared; float64 for float64 grad_out, else float32; contiguous
+ * grad_out has the shape and dtype of out, any strides. Where the unclamped sum lies outside [low, high] its gradient
+ * is 0, on the bounds it passes; there and without STURDY_WAVE_ADD_CLIP it is grad_out itself.
+ */
+STURDY_API sturdy_status sturdy_wave_add_backward(const sturdy_context* context, const sturdy_wave_add_options* options,
+                                                  const sturdy_tensor* grad_out, const sturdy_tensor* input,
+                                                  const sturdy_tensor* frequency, const sturdy_tensor* amplitude,
+                                                  const sturdy_tensor* phase, sturdy_tensor* grad_input,
+                                                  sturdy_tensor* grad_amplitude);
+
+#ifdef __cplusplus
+} /* extern "C" */
+#endif
+
+#endif /* STURDY_FOURIER_H_ */
