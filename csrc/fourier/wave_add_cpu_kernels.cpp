@@ -17,6 +17,8 @@ constexpr int64_t kDeepBlockPixels = 65536;  // the same where every block compu
 
 constexpr double kTwoPi = 6.283185307179586476925;
 
+int64_t round_up(int64_t a, int64_t b) { return (a + b - 1) / b * b; }
+
 double read(const WaveParameter& parameter, int64_t image, int64_t channel, int64_t wave, int64_t axis) {
   const int64_t at = image * parameter.stride[0] + channel * parameter.stride[1] + wave * parameter.stride[2] +
                      axis * parameter.stride[3];
@@ -49,22 +51,23 @@ template <typename T>
 class Tables {
  public:
   Tables(const Waves& waves, bool merged, int64_t rows)
-      : waves_(waves), channels_(merged ? waves.channels : 1), rows_(rows) {
+      : waves_(waves), channels_(merged ? waves.channels : 1), rows_(round_up(rows, kLanes<T>)) {
     length_ = waves.width * channels_;
-    pitch_ = (length_ + kLanes<T> - 1) / kLanes<T> * kLanes<T>;
-    row_pitch_ = channels_ > 1 ? channels_ + kLanes<T> : 1;
+    pitch_ = round_up(length_, kLanes<T>);
+    one_row_pitch_ = channels_ + kLanes<T>;
   }
 
   void place(Arena& arena) {
     const int64_t most = std::min(waves_.count, kWavesAtOnce);
-    const int64_t column_pitch = waves_.width + kLanes<T>;
+    const int64_t column_pitch = round_up(waves_.width, kLanes<T>);
     sine_ = arena.take<T>(most * pitch_);
     cosine_ = arena.take<T>(most * pitch_);
     row_sine_ = arena.take<T>(most * channels_ * rows_);
     row_cosine_ = arena.take<T>(most * channels_ * rows_);
-    amplitude_ = arena.take<T>(most * channels_);
-    factor_sine_ = arena.take<T>(most * row_pitch_);
-    factor_cosine_ = arena.take<T>(most * row_pitch_);
+    factor_sine_ = arena.take<T>(most * channels_ * rows_);
+    factor_cosine_ = arena.take<T>(most * channels_ * rows_);
+    one_row_sine_ = arena.take<T>(channels_ > 1 ? most * one_row_pitch_ : 0);
+    one_row_cosine_ = arena.take<T>(channels_ > 1 ? most * one_row_pitch_ : 0);
     one_sine_ = arena.take<T>(column_pitch);
     one_cosine_ = arena.take<T>(column_pitch);
   }
@@ -83,9 +86,13 @@ class Tables {
         const double row_frequency = read(waves_.frequency, image, channel + c, wave, 0);
         const double column_frequency = read(waves_.frequency, image, channel + c, wave, 1);
         const double turns = read(waves_.phase, image, channel + c, wave, 0) / kTwoPi;
-        const int64_t of_wave = k * channels_ + c;
-        amplitude_[of_wave] = static_cast<T>(read(waves_.amplitude, image, channel + c, wave, 0));
-        sine_table(row_frequency, row_start, 0.0, rows, row_sine_ + of_wave * rows_, row_cosine_ + of_wave * rows_);
+        const int64_t rows_at = (k * channels_ + c) * rows_;
+        sine_table(row_frequency, row_start, 0.0, rows, row_sine_ + rows_at, row_cosine_ + rows_at);
+        const T amplitude = static_cast<T>(read(waves_.amplitude, image, channel + c, wave, 0));
+        for (int64_t i = rows_at; i < rows_at + rows; i++) {
+          factor_sine_[i] = amplitude * row_sine_[i];
+          factor_cosine_[i] = amplitude * row_cosine_[i];
+        }
         T* sine = sine_ + k * pitch_;
         T* cosine = cosine_ + k * pitch_;
         if (channels_ == 1) {
@@ -101,25 +108,20 @@ class Tables {
     }
   }
 
-  // Ready for row `row` of those that build() was told of.
-  RowWaves<T> at_row(int64_t row) const {
-    for (int64_t k = 0; k < count_; k++) {
-      for (int64_t i = 0; i < row_pitch_; i++) {
-        const int64_t of_wave = k * channels_ + (i < channels_ ? i : i % channels_);
-        factor_sine_[k * row_pitch_ + i] = amplitude_[of_wave] * row_sine_[of_wave * rows_ + row];
-        factor_cosine_[k * row_pitch_ + i] = amplitude_[of_wave] * row_cosine_[of_wave * rows_ + row];
-      }
-    }
-    return {count_, factor_sine_, factor_cosine_, sine_, cosine_, pitch_};
+  // What one channel's plane needs at row `row` of those that build() was told of, and at those after it.
+  STURDY_ALWAYS_INLINE RowWaves<T> of_plane(int64_t row) const {
+    return {count_, factor_sine_ + row, factor_cosine_ + row, rows_, sine_, cosine_, pitch_};
   }
 
-  template <typename From, typename To>
-  void add(int64_t row, const From* from, To* to, const Bounds<T>& bounds) const {
-    const RowWaves<T> waves = at_row(row);
+  // to = clamp(from + waves) for row `row` of those that build() was told of.
+  template <int known = 0, typename From, typename To>
+  STURDY_ALWAYS_INLINE void add(int64_t row, const From* from, To* to, const Bounds<T>& bounds) const {
     if (channels_ == 1) {
-      add_to_row<T>(from, to, length_, waves, bounds);
+      add_to_row<known>(from, to, length_, of_plane(row), bounds);
     } else {
-      add_to_merged_row<T>(from, to, length_, waves, channels_, row_pitch_, bounds);
+      repeat_factors(row);
+      const RowWaves<T> waves = {count_, one_row_sine_, one_row_cosine_, one_row_pitch_, sine_, cosine_, pitch_};
+      add_to_merged_row(from, to, length_, waves, channels_, bounds);
     }
   }
 
@@ -132,20 +134,37 @@ class Tables {
   }
 
  private:
+  // The factors of one row for merged channels, repeated so that a vector can be loaded at any of them.
+  void repeat_factors(int64_t row) const {
+    for (int64_t k = 0; k < count_; k++) {
+      T* sine = one_row_sine_ + k * one_row_pitch_;
+      T* cosine = one_row_cosine_ + k * one_row_pitch_;
+      for (int64_t c = 0; c < channels_; c++) {
+        sine[c] = factor_sine_[(k * channels_ + c) * rows_ + row];
+        cosine[c] = factor_cosine_[(k * channels_ + c) * rows_ + row];
+      }
+      for (int64_t c = channels_; c < one_row_pitch_; c++) {
+        sine[c] = sine[c - channels_];
+        cosine[c] = cosine[c - channels_];
+      }
+    }
+  }
+
   const Waves& waves_;
   int64_t channels_;  // side by side; else 1
-  int64_t rows_;
-  int64_t length_;  // of a row: pixels times channels
+  int64_t rows_;      // for which there is room
+  int64_t length_;    // of a row: pixels times channels
   int64_t pitch_;
-  int64_t row_pitch_;
+  int64_t one_row_pitch_;
   int64_t count_ = 0;
   T* sine_ = nullptr;  // [wave][pixel, channel]
   T* cosine_ = nullptr;
   T* row_sine_ = nullptr;  // [wave][channel][row]
   T* row_cosine_ = nullptr;
-  T* amplitude_ = nullptr;    // [wave][channel]
-  T* factor_sine_ = nullptr;  // [wave][channel, repeated]: amplitude times sine of one row
+  T* factor_sine_ = nullptr;  // the same times the amplitude
   T* factor_cosine_ = nullptr;
+  T* one_row_sine_ = nullptr;  // [wave][channel, repeated]
+  T* one_row_cosine_ = nullptr;
   T* one_sine_ = nullptr;  // of the columns, of one channel
   T* one_cosine_ = nullptr;
 };
@@ -223,16 +242,42 @@ template <typename In, typename Out, typename T>
 void forward_at_once(const Tables<T>& tables, const WaveAddParams& p, bool merged, const Unit& unit, T* buffer) {
   const Waves& waves = p.waves;
   const Bounds<T> bounds = bounds_of<T>(waves);
-  const bool dense = rows_are_dense(p.input, waves, merged);
-  for (int64_t i = 0; i < unit.rows; i++) {
-    const In* from = unit.row<const In>(p.input, i);
-    Out* to = unit.row<Out>(p.out, i);
-    if (dense) {
-      tables.add(i, from, to, bounds);
-    } else {
-      gather(from, merged ? waves.channels : 1, p.input.stride[1], waves.width, p.input.stride[3], buffer);
-      tables.add(i, static_cast<const T*>(buffer), to, bounds);
+  const In* from = unit.row<const In>(p.input, 0);
+  Out* to = unit.row<Out>(p.out, 0);
+  const int64_t from_stride = p.input.stride[2];
+  const int64_t to_stride = p.out.stride[2];
+  if (!rows_are_dense(p.input, waves, merged)) {
+    const int64_t channels = merged ? waves.channels : 1;
+    for (int64_t i = 0; i < unit.rows; i++) {
+      gather(from + i * from_stride, channels, p.input.stride[1], waves.width, p.input.stride[3], buffer);
+      tables.add(i, static_cast<const T*>(buffer), to + i * to_stride, bounds);
     }
+    return;
+  }
+  if (merged || waves.count != 1) {
+    for (int64_t i = 0; i < unit.rows; i++) {
+      tables.add(i, from + i * from_stride, to + i * to_stride, bounds);
+    }
+    return;
+  }
+  const auto narrow = [&](auto vectors) {
+    add_to_narrow_plane<decltype(vectors)::value>(from, from_stride, to, to_stride, unit.rows, waves.width,
+                                                  tables.of_plane(0), bounds);
+  };
+  switch ((waves.width + kLanes<T> - 1) / kLanes<T>) {
+    case 1:
+      return narrow(std::integral_constant<int, 1>{});
+    case 2:
+      return narrow(std::integral_constant<int, 2>{});
+    case 3:
+      return narrow(std::integral_constant<int, 3>{});
+    case 4:
+      return narrow(std::integral_constant<int, 4>{});
+    default:
+      break;
+  }
+  for (int64_t i = 0; i < unit.rows; i++) {
+    add_to_row<1>(from + i * from_stride, to + i * to_stride, waves.width, tables.of_plane(i), bounds);
   }
 }
 
@@ -277,7 +322,7 @@ void forward(const WaveAddParams& p, const cpu::WaveAddCut& cut, int64_t begin, 
       sum_block<T, In>(tables, waves, p.input, cut.merged, unit, row, rows, false, buffer, sums);
       for (int64_t i = 0; i < rows; i++) {
         const RowWaves<T> none = {};
-        add_to_row<T>(static_cast<const T*>(sums + i * length), unit.row<Out>(p.out, row + i), length, none, bounds);
+        add_to_row(static_cast<const T*>(sums + i * length), unit.row<Out>(p.out, row + i), length, none, bounds);
       }
     }
   }

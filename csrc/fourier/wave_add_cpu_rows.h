@@ -2,6 +2,8 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
+#include <type_traits>
 
 #include "common/simd.h"
 
@@ -29,58 +31,92 @@ struct SineSeries<double> {
 
 // Sums coefficients[i] * z^(i + 1).
 template <typename T, int count>
-STURDY_ALWAYS_INLINE T series(const T (&coefficients)[count], T z) {
-  T sum = coefficients[count - 1];
+STURDY_ALWAYS_INLINE Vec<T> series(const T (&coefficients)[count], Vec<T> z) {
+  Vec<T> sum = broadcast(coefficients[count - 1]);
   STURDY_UNROLL
   for (int i = count - 2; i >= 0; i--) {
-    sum = sum * z + coefficients[i];
+    sum.v = sum.v * z.v + coefficients[i];
   }
   return sum * z;
 }
 
-// sine[i], cosine[i] of 2 pi (frequency * (start + i) + turns), 0 <= i < count. The angle is reduced to an eighth of a
-// turn while it is a double. Both loops are written for the compiler to vectorise.
+STURDY_ALWAYS_INLINE void store_as(double* to, Vec<double> v) { store(to, v); }
+STURDY_ALWAYS_INLINE void store_as(float* to, Vec<double> v) {
+  typedef float HalfVector __attribute__((vector_size(kVectorBytes / 2)));
+  const HalfVector narrow = __builtin_convertvector(v.v, HalfVector);
+  std::memcpy(to, &narrow, sizeof narrow);
+}
+
+// sine[i], cosine[i] of 2 pi (frequency * (start + i) + turns) for 0 <= i < count and on to the next multiple of lanes.
+// The angle is reduced to an eighth of a turn while it is a double.
 template <typename T>
 inline void sine_table(double frequency, double start, double turns, int64_t count, T* sine, T* cosine) {
   constexpr double round = 0x1.8p52;  // adding and taking it away rounds to an integer
   constexpr double two_pi = 6.283185307179586476925;
-  constexpr int64_t block = 64;
+  constexpr int lanes = kLanes<T>;
+  constexpr int64_t block = 4 * lanes;
   T angle[block];    // within an eighth of a turn, in radians
   T quarter[block];  // of a turn, from -2 to 2
+  Vec<double> ramp;
+  STURDY_UNROLL
+  for (int i = 0; i < kLanes<double>; i++) {
+    ramp.v[i] = i;
+  }
   for (int64_t begin = 0; begin < count; begin += block) {
-    const int64_t size = count - begin < block ? count - begin : block;
-    const double first = start + static_cast<double>(begin);
-    for (int64_t i = 0; i < size; i++) {
-      const double whole = frequency * (first + static_cast<double>(static_cast<int32_t>(i))) + turns;
-      const double turn = whole - ((whole + round) - round);
-      const double quarters = (turn * 4.0 + round) - round;
-      angle[i] = static_cast<T>((turn - quarters * 0.25) * two_pi);
-      quarter[i] = static_cast<T>(quarters);
+    const int64_t wanted = count - begin < block ? count - begin : block;
+    const int64_t size = (wanted + lanes - 1) / lanes * lanes;
+    for (int64_t i = 0; i < size; i += kLanes<double>) {
+      const Vec<double> at{ramp.v + (start + static_cast<double>(begin + i))};
+      const Vec<double> whole{at.v * frequency + turns};
+      const Vec<double> turn{whole.v - ((whole.v + round) - round)};
+      const Vec<double> quarters{(turn.v * 4.0 + round) - round};
+      store_as(angle + i, Vec<double>{(turn.v - quarters.v * 0.25) * two_pi});
+      store_as(quarter + i, quarters);
     }
-    for (int64_t i = 0; i < size; i++) {
-      const T x = angle[i];
-      const T z = x * x;
-      const T s = x + x * series(SineSeries<T>::sine, z);
-      const T c = T(1) + series(SineSeries<T>::cosine, z);
-      const T q = quarter[i];
-      const bool odd = q == T(1) || q == T(-1);
-      const T for_sine = odd ? c : s;
-      const T for_cosine = odd ? s : c;
-      sine[begin + i] = q == T(-1) || q * q == T(4) ? -for_sine : for_sine;
-      cosine[begin + i] = q == T(1) || q * q == T(4) ? -for_cosine : for_cosine;
+    for (int64_t i = 0; i < size; i += lanes) {
+      const Vec<T> x = load(angle + i);
+      const Vec<T> z = x * x;
+      const Vec<T> s{x.v + x.v * series(SineSeries<T>::sine, z).v};
+      const Vec<T> c{T(1) + series(SineSeries<T>::cosine, z).v};
+      const auto q = load(quarter + i).v;
+      const Vec<T> for_sine{q * q == T(1) ? c.v : s.v};
+      const Vec<T> for_cosine{q * q == T(1) ? s.v : c.v};
+      const Vec<T> opposite_sine{q * q == T(4) ? -for_sine.v : for_sine.v};
+      const Vec<T> opposite_cosine{q * q == T(4) ? -for_cosine.v : for_cosine.v};
+      store(sine + begin + i, Vec<T>{q == T(-1) ? -opposite_sine.v : opposite_sine.v});
+      store(cosine + begin + i, Vec<T>{q == T(1) ? -opposite_cosine.v : opposite_cosine.v});
     }
   }
 }
 
 // ---- pixels ----
 
+// value / 255 for whole numbers up to 255, to the last bit what the division gives: with a fused product it takes 1 /
+// 255 in two parts and no division, which would cost more than the rest of the pass.
+template <typename T>
+STURDY_ALWAYS_INLINE Vec<T> divide_by_255(Vec<T> value) {
+#if defined(__FMA__)
+  constexpr T high = T(1) / T(255);
+  constexpr T low = static_cast<T>((1.0L - 255.0L * static_cast<long double>(high)) / 255.0L);
+  Vec<T> quotient = value * broadcast(low);
+  accumulate(quotient, value, broadcast(high));
+  return quotient;
+#else
+  return {value.v / T(255)};
+#endif
+}
+
 STURDY_ALWAYS_INLINE Vec<float> load_bytes(const uint8_t* from, float /*tag*/) {
   typedef uint8_t Bytes __attribute__((vector_size(kVectorBytes / 4)));
   typedef int32_t Words __attribute__((vector_size(kVectorBytes)));
   Bytes bytes;
   std::memcpy(&bytes, from, sizeof bytes);
-  const Vec<float> value{__builtin_convertvector(__builtin_convertvector(bytes, Words), Vec<float>::Native)};
-  return {value.v / 255.0f};  // as exact as the quotient of scalars
+#if defined(__AVX512F__)  // gcc 12 takes many more steps when left to itself
+  const Words words = reinterpret_cast<Words>(_mm512_cvtepu8_epi32(reinterpret_cast<__m128i>(bytes)));
+#else
+  const Words words = __builtin_convertvector(bytes, Words);
+#endif
+  return divide_by_255(Vec<float>{__builtin_convertvector(words, Vec<float>::Native)});
 }
 
 STURDY_ALWAYS_INLINE Vec<double> load_bytes(const uint8_t* from, double /*tag*/) {
@@ -89,7 +125,7 @@ STURDY_ALWAYS_INLINE Vec<double> load_bytes(const uint8_t* from, double /*tag*/)
   for (int i = 0; i < kLanes<double>; i++) {
     value.v[i] = static_cast<double>(from[i]);
   }
-  return {value.v / 255.0};
+  return divide_by_255(value);
 }
 
 // Elements of an image as numbers to calculate with; bytes become value / 255.
@@ -151,23 +187,27 @@ STURDY_ALWAYS_INLINE Vec<float> clamp(Vec<float> v, const Bounds<float>& bounds)
 
 // ---- waves on a row ----
 
-// The waves along one row: wave k adds row_sine[k] * cosine[k * pitch + j] + row_cosine[k] * sine[k * pitch + j] to
-// pixel j, where row_sine and row_cosine are those of the row's angle times the amplitude.
+// The waves along one row: to pixel j, wave k adds
+//   row_sine[k * row_pitch] * cosine[k * pitch + j] + row_cosine[k * row_pitch] * sine[k * pitch + j]
+// where row_sine and row_cosine are those of the row's angle times the amplitude.
 template <typename T>
 struct RowWaves {
   int64_t count;
   const T* row_sine;
   const T* row_cosine;
+  int64_t row_pitch;
   const T* sine;
   const T* cosine;
   int64_t pitch;
 };
 
-template <typename T, int vectors>
+// `known` is the number of waves, or 0 if that is not known beforehand.
+template <int known, typename T, int vectors>
 STURDY_ALWAYS_INLINE void add_waves(Vec<T> (&sum)[vectors], const RowWaves<T>& w, int64_t at) {
-  for (int64_t k = 0; k < w.count; k++) {
-    const Vec<T> row_sine = broadcast(w.row_sine[k]);
-    const Vec<T> row_cosine = broadcast(w.row_cosine[k]);
+  const int64_t count = known > 0 ? known : w.count;
+  for (int64_t k = 0; k < count; k++) {
+    const Vec<T> row_sine = broadcast(w.row_sine[k * w.row_pitch]);
+    const Vec<T> row_cosine = broadcast(w.row_cosine[k * w.row_pitch]);
     const T* cosine = w.cosine + k * w.pitch + at;
     const T* sine = w.sine + k * w.pitch + at;
     STURDY_UNROLL
@@ -180,7 +220,7 @@ STURDY_ALWAYS_INLINE void add_waves(Vec<T> (&sum)[vectors], const RowWaves<T>& w
 
 // to = clamp(from + waves) for `length` pixels. The tables may be read up to a whole vector. `from` may be `to` itself
 // where both are T.
-template <typename T, typename From, typename To>
+template <int known = 0, typename T, typename From, typename To>
 STURDY_ALWAYS_INLINE void add_to_row(const From* from, To* to, int64_t length, const RowWaves<T>& waves,
                                      const Bounds<T>& bounds) {
   constexpr int lanes = kLanes<T>;
@@ -192,7 +232,7 @@ STURDY_ALWAYS_INLINE void add_to_row(const From* from, To* to, int64_t length, c
     for (int i = 0; i < vectors; i++) {
       sum[i] = load_pixels<T>(from + at + i * lanes);
     }
-    add_waves(sum, waves, at);
+    add_waves<known>(sum, waves, at);
     STURDY_UNROLL
     for (int i = 0; i < vectors; i++) {
       store(to + at + i * lanes, clamp(sum[i], bounds));
@@ -200,21 +240,67 @@ STURDY_ALWAYS_INLINE void add_to_row(const From* from, To* to, int64_t length, c
   }
   for (; at + lanes <= length; at += lanes) {
     Vec<T> sum[1] = {load_pixels<T>(from + at)};
-    add_waves(sum, waves, at);
+    add_waves<known>(sum, waves, at);
     store(to + at, clamp(sum[0], bounds));
   }
   if (at < length) {
     Vec<T> sum[1] = {load_pixels_partial<T>(from + at, length - at)};
-    add_waves(sum, waves, at);
+    add_waves<known>(sum, waves, at);
     store_partial(to + at, clamp(sum[0], bounds), length - at);
   }
 }
 
-// The same for a row whose channels lie side by side: pixel j is of channel j % channels, and the row's factors of wave
-// k begin at k * row_pitch and go on periodically for channels + lanes numbers.
+// The same for all rows of a plane of at most `vectors` vectors in width and for one wave, whose sines along the row
+// then stay in registers. Rows lie from_stride and to_stride apart.
+template <int vectors, typename T, typename From, typename To>
+STURDY_ALWAYS_INLINE void add_to_narrow_plane(const From* from, int64_t from_stride, To* to, int64_t to_stride,
+                                              int64_t rows, int64_t width, const RowWaves<T>& wave,
+                                              const Bounds<T>& bounds) {
+  constexpr int lanes = kLanes<T>;
+  constexpr int last = (vectors - 1) * lanes;
+  const int64_t rest = width - last;
+  Vec<T> cosine[vectors];
+  Vec<T> sine[vectors];
+  STURDY_UNROLL
+  for (int i = 0; i < vectors; i++) {
+    cosine[i] = load(wave.cosine + i * lanes);
+    sine[i] = load(wave.sine + i * lanes);
+  }
+  const auto add_to_one = [&](int64_t row, auto whole) {
+    const From* from_row = from + row * from_stride;
+    To* to_row = to + row * to_stride;
+    const Vec<T> row_sine = broadcast(wave.row_sine[row]);
+    const Vec<T> row_cosine = broadcast(wave.row_cosine[row]);
+    STURDY_UNROLL
+    for (int i = 0; i < vectors; i++) {
+      const bool full = decltype(whole)::value || i + 1 < vectors;
+      Vec<T> sum = full ? load_pixels<T>(from_row + i * lanes) : load_pixels_partial<T>(from_row + last, rest);
+      accumulate(sum, row_sine, cosine[i]);
+      accumulate(sum, row_cosine, sine[i]);
+      sum = clamp(sum, bounds);
+      if (full) {
+        store(to_row + i * lanes, sum);
+      } else {
+        store_partial(to_row + last, sum, rest);
+      }
+    }
+  };
+  if (rest == lanes) {
+    for (int64_t row = 0; row < rows; row++) {
+      add_to_one(row, std::true_type{});
+    }
+  } else {
+    for (int64_t row = 0; row < rows; row++) {
+      add_to_one(row, std::false_type{});
+    }
+  }
+}
+
+// The same for a row whose channels lie side by side: pixel j is of channel j % channels, and the row's factors of a
+// wave go on periodically for channels + lanes numbers.
 template <typename T, typename From, typename To>
 STURDY_ALWAYS_INLINE void add_to_merged_row(const From* from, To* to, int64_t length, const RowWaves<T>& waves,
-                                            int64_t channels, int64_t row_pitch, const Bounds<T>& bounds) {
+                                            int64_t channels, const Bounds<T>& bounds) {
   constexpr int lanes = kLanes<T>;
   const int64_t step = lanes % channels;
   int64_t channel = 0;
@@ -222,7 +308,7 @@ STURDY_ALWAYS_INLINE void add_to_merged_row(const From* from, To* to, int64_t le
     const bool whole = at + lanes <= length;
     Vec<T> sum = whole ? load_pixels<T>(from + at) : load_pixels_partial<T>(from + at, length - at);
     for (int64_t k = 0; k < waves.count; k++) {
-      const int64_t factors = k * row_pitch + channel;
+      const int64_t factors = k * waves.row_pitch + channel;
       accumulate(sum, load(waves.row_sine + factors), load(waves.cosine + k * waves.pitch + at));
       accumulate(sum, load(waves.row_cosine + factors), load(waves.sine + k * waves.pitch + at));
     }
