@@ -46,7 +46,6 @@ BAD = {
     "clip_order": (dict(clip=(1.0, 0.0)), ValueError, ["clip", "low <= high", "(1.0, 0.0)"]),
     "clip_nan": (dict(clip=(float("nan"), 1.0)), ValueError, ["clip", "low <= high"]),
     "clip_three": (dict(clip=(0.0, 0.5, 1.0)), ValueError, ["clip"]),
-    "device": (dict(amplitude=zeros(1).to("meta")), (RuntimeError, NotImplementedError), []),
 }
 
 
@@ -54,16 +53,13 @@ BAD = {
 def test_bad_arguments(backend, name):
     change, exception, words = BAD[name]
     arguments = dict(input=zeros(2, 3, 8, 9), frequency=zeros(1, 2), amplitude=1.0, phase=0.0)
-    moved = {
-        k: v.to(backend.device) if isinstance(v, torch.Tensor) and v.device.type == "cpu" else v
-        for k, v in {**arguments, **change}.items()
+    on_device = {
+        k: v.to(backend.device) if isinstance(v, torch.Tensor) else v for k, v in {**arguments, **change}.items()
     }
     with pytest.raises(exception) as raised:
-        wave_add(**moved)
-    for word in words:
+        wave_add(**on_device)
+    for word in ["wave_add", *words]:
         assert word in str(raised.value), str(raised.value)
-    if words:
-        assert "wave_add" in str(raised.value)
 
 
 def test_unknown_keyword():

@@ -25,9 +25,8 @@ def test_wave_add(race_backend, shape, count, layout, dtype):
     amplitude.requires_grad_()
     out = wave_add(x, frequency, amplitude, phase, clip=(-1, 1))
     exact = reference.wave_add(x.double(), frequency, amplitude, phase, (-1, 1))
-    torch.testing.assert_close(
-        out.double(), exact, rtol=0, atol=2 * torch.finfo(dtype).eps + 1e-5 * (dtype != torch.float64)
-    )
+    tolerance = 1e-11 if dtype == torch.float64 else 2 * torch.finfo(dtype).eps + 1e-5
+    torch.testing.assert_close(out.double(), exact, rtol=0, atol=tolerance)
     for grad in torch.autograd.grad(out, [x, amplitude], random(shape, 5, dtype)):
         assert grad.isfinite().all()
 
