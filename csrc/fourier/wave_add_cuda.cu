@@ -64,13 +64,15 @@ bool make_tiling(const Waves& w, size_t value_bytes, bool merged, bool one_plane
 
 // The tile of one block, and how far it reaches; no planes where planes have no pixels.
 struct Tile {
-  int64_t first_plane;
-  int planes, first_row, rows, first_column, columns;
+  int64_t first_plane, first_image;
+  int first_channel, planes, first_row, rows, first_column, columns;
 
   STURDY_DEVICE Tile(const Tiling& t, int64_t index) {
     const int per_group = t.row_tiles * t.column_tiles;
     const int in_group = static_cast<int>(index % per_group);
     first_plane = index / per_group * t.planes;
+    first_image = first_plane / t.channels;
+    first_channel = static_cast<int>(first_plane % t.channels);
     const bool empty = t.height == 0 || t.width == 0;
     planes = empty ? 0 : static_cast<int>(min(static_cast<int64_t>(t.planes), t.count - first_plane));
     first_row = in_group / t.column_tiles * t.rows;
@@ -80,34 +82,48 @@ struct Tile {
   }
 };
 
-// A pixel, or the first of several neighbours, within a tile. Beyond the tile `plane` is negative.
-struct Place {
-  int plane, row, column;
-
-  STURDY_DEVICE Place() : plane(-1), row(0), column(0) {}
+// A pixel, or the first of several neighbours, within a tile, in one register. Beyond the tile it is not there().
+class Place {
+ public:
+  STURDY_DEVICE Place() : packed_(-1) {}
   STURDY_DEVICE Place(const Tiling& t, const Tile& tile, int index) {
+    int plane;
+    int row;
+    int column;
     if (t.merged) {
       plane = index % tile.planes;
       const int pixel = index / tile.planes;
       column = pixel % tile.columns;
       row = pixel / tile.columns;
-      plane = row < tile.rows ? plane : -1;
+      packed_ = row < tile.rows ? pack(plane, row, column) : -1;
     } else {
       const int line = index / tile.columns;
       column = index % tile.columns;
       row = line % tile.rows;
       plane = line / tile.rows;
-      plane = plane < tile.planes ? plane : -1;
+      packed_ = plane < tile.planes ? pack(plane, row, column) : -1;
     }
   }
+
+  STURDY_DEVICE bool there() const { return packed_ >= 0; }
+  STURDY_DEVICE int plane() const { return packed_ / (kAxis * kAxis); }
+  STURDY_DEVICE int row() const { return packed_ / kAxis % kAxis; }
+  STURDY_DEVICE int column() const { return packed_ % kAxis; }
+
+ private:
+  STURDY_DEVICE static int pack(int plane, int row, int column) { return (plane * kAxis + row) * kAxis + column; }
+
+  int packed_;
 };
 
 template <typename Element>
 STURDY_DEVICE Element* address(const ImageView& image, const Tiling& t, const Tile& tile, const Place& place) {
-  const int64_t plane = tile.first_plane + place.plane;
-  return static_cast<Element*>(image.data) + plane / t.channels * image.stride[0] +
-         plane % t.channels * image.stride[1] + int64_t{tile.first_row + place.row} * image.stride[2] +
-         int64_t{tile.first_column + place.column} * image.stride[3];
+  const unsigned channel = static_cast<unsigned>(tile.first_channel + place.plane());
+  const unsigned channels = static_cast<unsigned>(t.channels);
+  return static_cast<Element*>(image.data) + (tile.first_image + channel / channels) * image.stride[0] +
+         static_cast<int64_t>(channel % channels) * image.stride[1] +
+         int64_t{tile.first_row + place.row()} * image.stride[2] +
+         int64_t{tile.first_column + place.column()} * image.stride[3];
 }
 
 STURDY_DEVICE double read(const WaveParameter& parameter, int64_t image, int64_t channel, int64_t wave, int axis) {
@@ -170,16 +186,17 @@ struct Tables {
   // Adds all waves of the tables to `N` neighbouring pixels.
   template <int N>
   STURDY_DEVICE void add(const Tile& tile, const Place& place, A (&sum)[N]) const {
+#pragma unroll 1  // more waves at a time would take more registers
     for (int k = 0; k < waves; ++k) {
-      const int of_wave = place.plane * waves + k;
+      const int of_wave = place.plane() * waves + k;
       const A* sines = sine + of_wave * span;
       const A* cosines = cosine + of_wave * span;
-      const A row_sine = amplitude[of_wave] * sines[tile.columns + place.row];
-      const A row_cosine = amplitude[of_wave] * cosines[tile.columns + place.row];
+      const A row_sine = amplitude[of_wave] * sines[tile.columns + place.row()];
+      const A row_cosine = amplitude[of_wave] * cosines[tile.columns + place.row()];
 #pragma unroll
       for (int i = 0; i < N; ++i) {
-        sum[i] += row_sine * cosines[place.column + i];
-        sum[i] += row_cosine * sines[place.column + i];
+        sum[i] += row_sine * cosines[place.column() + i];
+        sum[i] += row_cosine * sines[place.column() + i];
       }
     }
   }
@@ -217,7 +234,7 @@ STURDY_DEVICE void store_pixels(Out* to, const A (&values)[N]) {
 
 // N neighbours of a row at a time: 1, or as many as 16 bytes of the output hold, where everything is aligned for that.
 template <typename In, typename Out, int N>
-__global__ void __launch_bounds__(kThreads, 2) wave_add_kernel(WaveAddParams p, Tiling t) {
+__global__ void __launch_bounds__(kThreads, N == 1 ? 2 : 3) wave_add_kernel(WaveAddParams p, Tiling t) {
   using A = Accumulate<Out>;
   STURDY_DYNAMIC_SHARED(A, memory);
   constexpr int steps = kPixelsPerThread / N;
@@ -227,7 +244,7 @@ __global__ void __launch_bounds__(kThreads, 2) wave_add_kernel(WaveAddParams p, 
 #pragma unroll
   for (int step = 0; step < steps; ++step) {
     places[step] = Place(t, tile, (step * kThreads + static_cast<int>(threadIdx.x)) * N);
-    if (places[step].plane >= 0) {
+    if (places[step].there()) {
       load_pixels(address<const In>(p.input, t, tile, places[step]), values[step]);
     }
   }
@@ -236,7 +253,7 @@ __global__ void __launch_bounds__(kThreads, 2) wave_add_kernel(WaveAddParams p, 
     tables.build(p.waves, t, tile, first);
 #pragma unroll
     for (int step = 0; step < steps; ++step) {
-      if (places[step].plane >= 0) {
+      if (places[step].there()) {
         tables.add(tile, places[step], values[step]);
       }
     }
@@ -245,7 +262,7 @@ __global__ void __launch_bounds__(kThreads, 2) wave_add_kernel(WaveAddParams p, 
   const A high = static_cast<A>(p.waves.high);
 #pragma unroll
   for (int step = 0; step < steps; ++step) {
-    if (places[step].plane >= 0) {
+    if (places[step].there()) {
       if (p.waves.clip) {
 #pragma unroll
         for (int i = 0; i < N; ++i) {  // a NaN stays
@@ -263,7 +280,7 @@ __global__ void __launch_bounds__(kThreads, 2) wave_add_kernel(WaveAddParams p, 
 // Tiles of one plane each. A block takes `tiles_per_block` of them in order: all of a plane where sums over it are
 // wanted, so that they are added in one fixed order.
 template <typename In, typename S, int N>
-__global__ void __launch_bounds__(kThreads, 2)
+__global__ void __launch_bounds__(kThreads, N == 1 ? 2 : 3)
     wave_add_backward_kernel(WaveAddBackwardParams p, Tiling t, int tiles_per_block) {
   using A = Accumulate<S>;
   STURDY_DYNAMIC_SHARED(A, memory);
@@ -284,7 +301,7 @@ __global__ void __launch_bounds__(kThreads, 2)
       for (int i = 0; i < N; ++i) {
         values[step][i] = A(0);
       }
-      if (p.waves.clip && places[step].plane >= 0) {
+      if (p.waves.clip && places[step].there()) {
         load_pixels(address<const In>(p.input, t, tile, places[step]), values[step]);
       }
     }
@@ -292,7 +309,7 @@ __global__ void __launch_bounds__(kThreads, 2)
       tables.build(p.waves, t, tile, first);
 #pragma unroll
       for (int step = 0; step < steps; ++step) {
-        if (places[step].plane >= 0) {
+        if (places[step].there()) {
           tables.add(tile, places[step], values[step]);
         }
       }
@@ -300,7 +317,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     // From here on `values` are the gradients that pass the clamp.
 #pragma unroll
     for (int step = 0; step < steps; ++step) {
-      if (places[step].plane < 0) {
+      if (!places[step].there()) {
         continue;
       }
       A gradient[N];
@@ -328,18 +345,18 @@ __global__ void __launch_bounds__(kThreads, 2)
         A sum = A(0);
 #pragma unroll
         for (int step = 0; step < steps; ++step) {
-          if (places[step].plane < 0) {
+          if (!places[step].there()) {
             continue;
           }
           A with_sine = A(0);
           A with_cosine = A(0);
 #pragma unroll
           for (int i = 0; i < N; ++i) {
-            with_sine += values[step][i] * sines[places[step].column + i];
-            with_cosine += values[step][i] * cosines[places[step].column + i];
+            with_sine += values[step][i] * sines[places[step].column() + i];
+            with_cosine += values[step][i] * cosines[places[step].column() + i];
           }
-          sum += sines[tile.columns + places[step].row] * with_cosine;
-          sum += cosines[tile.columns + places[step].row] * with_sine;
+          sum += sines[tile.columns + places[step].row()] * with_cosine;
+          sum += cosines[tile.columns + places[step].row()] * with_sine;
         }
         sum = block_sum(sum, scratch);
         if (threadIdx.x == 0) {

@@ -78,15 +78,16 @@ def _run_sanitized(script: Path, package: Path, **extra: str) -> subprocess.Comp
     return _run(sys.executable, script, env=environment, cwd=package)
 
 
+@pytest.mark.parametrize("driver", ["geometry.py", "geometry_fourier.py"])
 @pytest.mark.parametrize("isa", ["portable", "avx2", "avx512"])
-def test_geometry(package: Path, isa: str) -> None:
+def test_geometry(package: Path, isa: str, driver: str) -> None:
     code = "import json, sturdy; print(json.dumps(sturdy.build_info()))"
     script = package / "info.py"
     script.write_text(code)
     info = json.loads(_run_sanitized(script, package, STURDY_ISA=isa).stdout)
     if info["cpu_kernels_used"] != isa:
         pytest.skip(f"this machine or build has no {isa}")
-    done = _run_sanitized(HERE / "geometry.py", package, STURDY_ISA=isa)
+    done = _run_sanitized(HERE / driver, package, STURDY_ISA=isa)
     said = f"{done.stdout}\n{done.stderr[-6000:]}"
     assert done.returncode == 0, said
     assert f" shapes on {isa}" in done.stdout, said
