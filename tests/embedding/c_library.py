@@ -14,7 +14,7 @@ from sturdy._load import library_path
 OK, EINVAL, ETYPE, EUNSUPPORTED, ENOMEM, ECUDA, EINTERNAL = range(7)
 CPU, CUDA = 1, 2
 CHANNEL_RANGE = 1  # a flag of the options
-CODES = {"float16": (2, 16), "float32": (2, 32), "float64": (2, 64), "int64": (0, 64), "bool": (6, 8)}
+CODES = {"float16": (2, 16), "float32": (2, 32), "float64": (2, 64), "int64": (0, 64), "uint8": (1, 8), "bool": (6, 8)}
 
 
 class Device(ctypes.Structure):
@@ -50,6 +50,10 @@ class Options(ctypes.Structure):
     ]
 
 
+class WaveAddOptions(ctypes.Structure):
+    _fields_ = [("struct_size", c_uint32), ("flags", c_uint32), ("low", c_double), ("high", c_double)]
+
+
 BODY = ctypes.CFUNCTYPE(None, pointer, c_int64, c_int64)
 PARALLEL_FOR = ctypes.CFUNCTYPE(None, pointer, c_int64, c_int64, BODY, pointer)
 
@@ -67,6 +71,7 @@ class Context(ctypes.Structure):
 
 
 TENSOR, OPTIONS, CONTEXT = POINTER(Tensor), POINTER(Options), POINTER(Context)
+WAVE_ADD_OPTIONS = POINTER(WaveAddOptions)
 SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "sturdy_abi_version": (c_uint32, []),
     "sturdy_version": (c_char_p, []),
@@ -81,6 +86,12 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "sturdy_push_pull_conv2d_backward": (
         c_int32,
         [CONTEXT, OPTIONS, TENSOR, TENSOR, TENSOR, TENSOR, TENSOR, TENSOR, TENSOR, TENSOR, TENSOR],
+    ),
+    "sturdy_wave_add_infer": (c_int32, [WAVE_ADD_OPTIONS, TENSOR, TENSOR, TENSOR, TENSOR, TENSOR]),
+    "sturdy_wave_add": (c_int32, [CONTEXT, WAVE_ADD_OPTIONS, TENSOR, TENSOR, TENSOR, TENSOR, TENSOR]),
+    "sturdy_wave_add_backward": (
+        c_int32,
+        [CONTEXT, WAVE_ADD_OPTIONS, TENSOR, TENSOR, TENSOR, TENSOR, TENSOR, TENSOR, TENSOR],
     ),
 }
 
