@@ -258,7 +258,7 @@ def wave_add_backward(
 def _read_waves(op: str, frequency: Any, amplitude: Any, phase: Any) -> tuple[Any, Any, Any]:
     """The parameters with all their dimensions; numbers become arrays."""
     frequency = _with_leading_dimensions(frequency, 4)
-    shape = getattr(frequency, "shape", ())
+    shape: tuple[int, ...] = getattr(frequency, "shape", ())
     count = int(shape[-2]) if len(shape) >= 2 else 1
     found = []
     for value in (amplitude, phase):
