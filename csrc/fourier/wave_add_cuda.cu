@@ -8,7 +8,7 @@
 #include "common/cuda.cuh"
 #include "fourier/wave_add.h"
 
-// ptxas-budget: wave_add_kernel 128
+// ptxas-budget: wave_add_kernel 168
 // ptxas-budget: wave_add_backward_kernel 128
 
 namespace sturdy::cuda {
@@ -240,7 +240,7 @@ STURDY_DEVICE void store_pixels(Out* to, const A (&values)[N]) {
 
 // N neighbours of a row at a time: 1, or as many as 16 bytes of the output hold, where everything is aligned for that.
 template <typename In, typename Out, int N>
-__global__ void __launch_bounds__(kThreads, 2) wave_add_kernel(WaveAddParams p, Tiling t) {
+__global__ void __launch_bounds__(kThreads, sizeof(Out) == 8 ? 1 : 2) wave_add_kernel(WaveAddParams p, Tiling t) {
   using A = Accumulate<Out>;
   STURDY_DYNAMIC_SHARED(A, memory);
   constexpr int steps = kPixelsPerThread / N;
