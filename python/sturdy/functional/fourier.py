@@ -53,10 +53,10 @@ def wave_add(
         NotImplementedError: a size or device that this build has no kernel for.
 
     Note:
-        Differentiable in ``input`` and ``amplitude``; on the bounds of ``clip`` the gradient passes, beyond them it is 0.
-        ``frequency`` and ``phase`` get no gradient: None, whether or not they require one. Kept for
-        the backward pass are the parameters and, with ``clip``, the input. Phases are computed in double and reduced to
-        one turn, so that the error does not grow with the size of the image: 3e-7 of the amplitude in float32.
+        Differentiable in ``input`` and ``amplitude``; on the bounds of ``clip`` the gradient passes, beyond them it is
+        0. ``frequency`` and ``phase`` get no gradient: None, whether or not they require one. Kept for the backward
+        pass are the parameters and, with ``clip``, the input. Phases are computed in double and reduced to one turn, so
+        that the error does not grow with the size of the image: 3e-7 of the amplitude in float32.
         Under autocast all dtypes stay, as they do in elementwise ops of torch.
 
         One frequency of an image is taken away, without a transform, by the waves of :func:`spectrum_waves` with
