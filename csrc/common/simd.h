@@ -270,5 +270,57 @@ STURDY_ALWAYS_INLINE void transpose(Vec<T> (&rows)[kLanes<T>]) {
   }
 }
 
+#if defined(__AVX512F__)
+// The same by shuffles within 128-bit parts and of whole parts, each half as dear as a shuffle over two registers.
+STURDY_ALWAYS_INLINE void transpose(Vec<float> (&rows)[16]) {
+  __m512 a[16], b[16];
+  STURDY_UNROLL
+  for (int i = 0; i < 16; i += 2) {
+    a[i] = _mm512_unpacklo_ps(rows[i].v, rows[i + 1].v);
+    a[i + 1] = _mm512_unpackhi_ps(rows[i].v, rows[i + 1].v);
+  }
+  STURDY_UNROLL
+  for (int i = 0; i < 16; i += 4) {  // part p of b[i + j] is column 4 p + j of rows i to i + 3
+    STURDY_UNROLL
+    for (int j = 0; j < 2; j++) {
+      const __m512d low = _mm512_castps_pd(a[i + j]), high = _mm512_castps_pd(a[i + j + 2]);
+      b[i + 2 * j] = _mm512_castpd_ps(_mm512_unpacklo_pd(low, high));
+      b[i + 2 * j + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(low, high));
+    }
+  }
+  STURDY_UNROLL
+  for (int j = 0; j < 4; j++) {
+    const __m512 even_low = _mm512_shuffle_f32x4(b[j], b[j + 4], 0x88);
+    const __m512 odd_low = _mm512_shuffle_f32x4(b[j], b[j + 4], 0xdd);
+    const __m512 even_high = _mm512_shuffle_f32x4(b[j + 8], b[j + 12], 0x88);
+    const __m512 odd_high = _mm512_shuffle_f32x4(b[j + 8], b[j + 12], 0xdd);
+    rows[j].v = _mm512_shuffle_f32x4(even_low, even_high, 0x88);
+    rows[j + 4].v = _mm512_shuffle_f32x4(odd_low, odd_high, 0x88);
+    rows[j + 8].v = _mm512_shuffle_f32x4(even_low, even_high, 0xdd);
+    rows[j + 12].v = _mm512_shuffle_f32x4(odd_low, odd_high, 0xdd);
+  }
+}
+
+STURDY_ALWAYS_INLINE void transpose(Vec<double> (&rows)[8]) {
+  __m512d a[8];
+  STURDY_UNROLL
+  for (int i = 0; i < 8; i += 2) {
+    a[i] = _mm512_unpacklo_pd(rows[i].v, rows[i + 1].v);
+    a[i + 1] = _mm512_unpackhi_pd(rows[i].v, rows[i + 1].v);
+  }
+  STURDY_UNROLL
+  for (int j = 0; j < 2; j++) {  // part p of a[i + j] is column 2 p + j of rows i and i + 1
+    const __m512d even_low = _mm512_shuffle_f64x2(a[j], a[j + 2], 0x88);
+    const __m512d odd_low = _mm512_shuffle_f64x2(a[j], a[j + 2], 0xdd);
+    const __m512d even_high = _mm512_shuffle_f64x2(a[j + 4], a[j + 6], 0x88);
+    const __m512d odd_high = _mm512_shuffle_f64x2(a[j + 4], a[j + 6], 0xdd);
+    rows[j].v = _mm512_shuffle_f64x2(even_low, even_high, 0x88);
+    rows[j + 2].v = _mm512_shuffle_f64x2(odd_low, odd_high, 0x88);
+    rows[j + 4].v = _mm512_shuffle_f64x2(even_low, even_high, 0xdd);
+    rows[j + 6].v = _mm512_shuffle_f64x2(odd_low, odd_high, 0xdd);
+  }
+}
+#endif
+
 }  // namespace STURDY_ISA_NAMESPACE
 }  // namespace sturdy

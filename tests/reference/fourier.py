@@ -71,3 +71,45 @@ def without_bins(x: Tensor, bins: list[tuple[int, int]]) -> Tensor:
         mask[row % height, column % width] = 0
         mask[-row % height, -column % width] = 0
     return torch.fft.ifft2(torch.fft.fft2(x) * mask).real
+
+
+# ---- spectral_filter -------------------------------------------------------------------------------------------------
+
+
+def effective_mask(mask: Tensor, size: tuple[int, int], half: bool) -> Tensor:
+    """The symmetric mask of ``fft2``'s order that filters real images as ``mask`` does."""
+    height, width = size
+    if half:  # the frequencies that rfft2 leaves out are mirror images of those it has
+        columns = torch.arange(width)
+        kept = columns <= width // 2
+        rows = torch.where(kept, torch.arange(height)[:, None], -torch.arange(height)[:, None] % height)
+        full = mask[..., rows, torch.where(kept, columns, width - columns)]
+    else:
+        full = torch.fft.ifftshift(mask, dim=(-2, -1))
+    mirrored = full[..., -torch.arange(height)[:, None] % height, -torch.arange(width) % width]
+    return (full + mirrored) / 2
+
+
+def spectral_filter(
+    x: Tensor,
+    mask: Tensor,
+    layout: str = "shifted",
+    index: Tensor | None = None,
+    clip: tuple[float, float] | None = None,
+) -> Tensor:
+    """The real part of the complex filter, in float64 but for the last rounding."""
+    height, width = x.shape[-2:]
+    if layout == "half":
+        full = torch.fft.fftshift(effective_mask(mask.double(), (height, width), True), dim=(-2, -1))
+    else:
+        full = mask.double()
+    if index is not None:
+        full = full[index] if full.dim() == 4 else full[index][:, None]
+    image = x.double().unsqueeze(1) if mask.dim() == 5 else x.double()
+    spectrum = torch.fft.fftshift(torch.fft.fft2(image), dim=(-2, -1))
+    out = torch.fft.ifft2(torch.fft.ifftshift(spectrum * full, dim=(-2, -1))).real
+    if clip is not None:
+        out = out.clamp(*clip)
+    if index is not None:
+        out = torch.where((index >= 0)[:, None, None, None], out, x.double())
+    return out.to(x.dtype)

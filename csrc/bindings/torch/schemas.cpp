@@ -21,4 +21,8 @@ STURDY_TORCH_LIBRARY(STURDY_TORCH_NAMESPACE, m) {
   m.def(
       "wave_add_backward(Tensor grad_out, Tensor? input, Tensor frequency, Tensor amplitude, Tensor phase, "
       "float[] clip, bool need_input, bool need_amplitude) -> (Tensor grad_input, Tensor grad_amplitude)");
+  m.def("spectral_filter(Tensor x, Tensor mask, Tensor? index, bool half, float[] clip) -> Tensor");
+  m.def(
+      "spectral_filter_backward(Tensor grad_out, Tensor? x, Tensor mask, Tensor? index, bool half, float[] clip, "
+      "bool need_x, bool need_mask) -> (Tensor grad_x, Tensor grad_mask)");
 }

@@ -1,4 +1,4 @@
-/* The Fourier family: images changed by plane waves.
+/* The Fourier family: images changed by plane waves, and by masks on their spectra.
  *
  * wave_add (AFA: Vaish, Wang, Strisciuglio, Fourier-basis functions to bridge augmentation gap, CVPR 2024):
  *
@@ -61,6 +61,66 @@ STURDY_API sturdy_status sturdy_wave_add_backward(const sturdy_context* context,
                                                   const sturdy_tensor* frequency, const sturdy_tensor* amplitude,
                                                   const sturdy_tensor* phase, sturdy_tensor* grad_input,
                                                   sturdy_tensor* grad_amplitude);
+
+/* ---- spectral_filter ----
+ *
+ * Images filtered in the frequency domain, all at once: with F the spectrum of a plane (DFT of both axes) and M a real
+ * mask,
+ *
+ *   out = clamp(real part of the inverse DFT of M * F)
+ *
+ * which for real images is the filter by the mean of M(k, l) and M(-k, -l); a mask need not be symmetric.
+ */
+
+#define STURDY_SPECTRAL_FILTER_CLIP 1u /* clamp the result to [low, high]; a NaN stays */
+/* Masks are (H, W / 2 + 1) in the order of a real-input DFT, frequency 0 first. Without it they are (H, W) with
+ * frequency 0 at (H / 2, W / 2), rounded down. */
+#define STURDY_SPECTRAL_FILTER_HALF 2u
+
+typedef struct sturdy_spectral_filter_options {
+  uint32_t struct_size; /* sizeof(sturdy_spectral_filter_options) as the caller was compiled */
+  uint32_t flags;       /* 0 or a sum of the above */
+  double low;           /* at most high; neither may be NaN; looked at with STURDY_SPECTRAL_FILTER_CLIP alone */
+  double high;
+} sturdy_spectral_filter_options;
+
+/* Shapes and dtypes (any strides, also 0), with Wm = W or W / 2 + 1:
+ *   x      (N, C, H, W)           float16, bfloat16, float32 or float64; H and W at least 1
+ *   mask   float32, or the dtype of x:
+ *          (H, Wm)                      one for all
+ *          (C or 1, H, Wm)              one per channel
+ *          (N or 1, C or 1, H, Wm)      one per image, or image and channel
+ *          (T, H, Wm), (T, C or 1, H, Wm)    a table, with index
+ *          (N or 1, T, C or 1, H, Wm)   T results of each image
+ *   index  (N,) int64, or NULL    which entry of the table each image takes; -1 copies the image as it is
+ *   out    (N, C, H, W) contiguous or channels-last, or (N, T, C, H, W) contiguous; dtype of x
+ *
+ * Computed in float32 (float64 for float64). The values of index are looked at only on the CPU.
+ */
+
+/* Checks everything but the values of index and writes the sizes of the output into out->shape, which must hold five,
+ * and their number into out->ndim. Reads no data. */
+STURDY_API sturdy_status sturdy_spectral_filter_infer(const sturdy_spectral_filter_options* options,
+                                                      const sturdy_tensor* x, const sturdy_tensor* mask,
+                                                      const sturdy_tensor* index, sturdy_tensor* out);
+
+STURDY_API sturdy_status sturdy_spectral_filter(const sturdy_context* context,
+                                                const sturdy_spectral_filter_options* options, const sturdy_tensor* x,
+                                                const sturdy_tensor* mask, const sturdy_tensor* index,
+                                                sturdy_tensor* out);
+
+/* Gradients of sum(grad_out * out). Outputs that are NULL are not computed:
+ *   grad_x     shape and dtype of x; contiguous or channels-last
+ *   grad_mask   shape of mask; float64 for float64 images, else float32; contiguous
+ * grad_out has the shape of out and the dtype of x, any strides. x may be NULL where there is no clamp and
+ * grad_mask is not wanted. Where the unclamped result lies outside [low, high] its gradient is 0, on the bounds it
+ * passes. Copied images pass their gradient on and give none to the masks.
+ */
+STURDY_API sturdy_status sturdy_spectral_filter_backward(const sturdy_context* context,
+                                                         const sturdy_spectral_filter_options* options,
+                                                         const sturdy_tensor* grad_out, const sturdy_tensor* x,
+                                                         const sturdy_tensor* mask, const sturdy_tensor* index,
+                                                         sturdy_tensor* grad_x, sturdy_tensor* grad_mask);
 
 #ifdef __cplusplus
 } /* extern "C" */

@@ -31,6 +31,22 @@ inline void wave_add(const sturdy_wave_add_options& options, TensorView input, T
   check(sturdy_wave_add(context, &options, input, frequency, amplitude, phase, out));
 }
 
+// ---- spectral_filter ----
+
+// No clamp, masks (H, W) with frequency 0 in the middle.
+inline sturdy_spectral_filter_options spectral_filter_options() {
+  sturdy_spectral_filter_options options = {};
+  options.struct_size = sizeof options;
+  return options;
+}
+
+// Writes the result into `out`; on the CPU, with the built-in threads unless `context` brings others.
+inline void spectral_filter(const sturdy_spectral_filter_options& options, TensorView input, TensorView mask,
+                            TensorView out, const sturdy_tensor* index = nullptr,
+                            const sturdy_context* context = nullptr) {
+  check(sturdy_spectral_filter(context, &options, input, mask, index, out));
+}
+
 }  // namespace sturdy
 
 #endif  // STURDY_FOURIER_HPP_
