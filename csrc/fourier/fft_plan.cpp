@@ -142,7 +142,12 @@ FftAxis<T> make_fft_axis(int64_t size) {
   axis.size = size;
   axis.chirped = !has_small_factors(size);
   axis.length = axis.chirped ? convolution_length(2 * size - 1) : size;
-  const std::vector<int> radices = cheapest_split(axis.length, kLargestRadix).radices;
+  std::vector<int> radices = cheapest_split(axis.length, kLargestRadix).radices;
+  // An even radix last, where there is one: the rows of frequencies 0 and size / 2 come out of one butterfly then.
+  const auto even = std::find_if(radices.rbegin(), radices.rend(), [](int radix) { return radix % 2 == 0; });
+  if (even != radices.rend()) {
+    std::rotate(even.base() - 1, even.base(), radices.end());
+  }
   int64_t rest = axis.length;
   int64_t rotation = 0;
   for (int radix : radices) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "fourier/fft_axis.h"
+#include "fourier/fft_columns.h"
 #include "fourier/fft_plane_plan.h"
 
 namespace sturdy {
@@ -12,14 +13,6 @@ template <typename S>
 struct PlaneRows {
   S* data;
   int64_t stride;  // elements from a row to the next
-};
-
-// Where a block's columns stand: the first of its real and of its imaginary part, how many lanes hold one, and how many
-// of the imaginary part's were computed among the real ones already.
-struct ColumnBlock {
-  int64_t left, right;
-  int64_t left_count, right_count;
-  int64_t right_skip;
 };
 
 template <typename T>
@@ -75,151 +68,68 @@ void scatter_columns(const T* from, PlaneRows<S> plane, int64_t height, int64_t 
   }
 }
 
-// Turned rows to columns [skip, count) of a strip. Vectors are named by constants everywhere, also on the rare way: an
-// index that is known at run time alone would keep all of them in memory.
+// How the columns of a block are transformed: those of the stages before the last, and the kernel of the last.
 template <typename T>
-STURDY_ALWAYS_INLINE void store_tile(const Vec<T> (&tile)[kLanes<T>], T* strip, int64_t skip, int64_t count) {
-  constexpr int64_t lanes = kLanes<T>;
-  if (skip == 0 && count == lanes) {
-    STURDY_UNROLL
-    for (int64_t c = 0; c < lanes; c++) {
-      store(strip + c * lanes, tile[c]);
-    }
+ColumnCall<T> column_call(const cpu::FftPlanePlan<T>& plan, const ColumnBlock& block,
+                          const cpu::FftPlaneWork<T>& work) {
+  return {&plan, block, work.column_r, work.column_i, kLanes<T>, work.spectrum_r, work.spectrum_i, work.column_ring};
+}
+
+// Columns in memory, `stride` elements from a row to the next, to the strips.
+template <typename T>
+void forward_block(const cpu::FftPlanePlan<T>& plan, const ColumnBlock& block, const T* from_r, const T* from_i,
+                   ptrdiff_t stride, const cpu::FftPlaneWork<T>& work) {
+  const cpu::FftAxis<T>& axis = plan.columns;
+  Prefetch none;
+  ColumnCall<T> call = column_call(plan, block, work);
+  if (axis.chirped) {
+    forward_by_chirp<T>(axis, from_r, from_i, stride, work.column_r, work.column_i);
+  } else if (axis.stage_count > 1) {
+    forward_stages<T>(axis, 0, axis.stage_count - 1, from_r, from_i, stride, work.column_r, work.column_i, none);
+  } else {  // the last stage is the first: it reads, but never writes, what it is given
+    call.column_r = const_cast<T*>(from_r);
+    call.column_i = const_cast<T*>(from_i);
+    call.stride = stride;
+  }
+  column_kernels<T>(plan.last_radix).split(call);
+}
+
+template <typename T>
+void inverse_block(const cpu::FftPlanePlan<T>& plan, const ColumnBlock& block, const cpu::FftPlaneWork<T>& work,
+                   T* to_r, T* to_i, ptrdiff_t stride) {
+  const cpu::FftAxis<T>& axis = plan.columns;
+  Prefetch none;
+  ColumnCall<T> call = column_call(plan, block, work);
+  if (!axis.chirped && axis.stage_count <= 1) {
+    call.column_r = to_r;
+    call.column_i = to_i;
+    call.stride = stride;
+    column_kernels<T>(plan.last_radix).merge(call);
     return;
   }
-  STURDY_UNROLL
-  for (int64_t c = 0; c < lanes; c++) {
-    if (c >= skip && c < count) {
-      store(strip + c * lanes, tile[c]);
-    }
-  }
-}
-
-template <typename T>
-STURDY_ALWAYS_INLINE void load_tile(Vec<T> (&tile)[kLanes<T>], const T* strip, int64_t count) {
-  constexpr int64_t lanes = kLanes<T>;
-  const T* last = strip + (count - 1) * lanes;
-  STURDY_UNROLL
-  for (int64_t c = 0; c < lanes; c++) {  // beyond the last column any will do: nobody reads what becomes of it
-    const T* at = strip + c * lanes;
-    tile[c] = load(count == lanes || at < last ? at : last);
-  }
-}
-
-// The spectra of a block's columns, k at its place in z, to the strips. With z = a + i b, twice a's spectrum is
-// z(k) + conj z(-k), twice b's is -i (z(k) - conj z(-k)).
-template <typename T>
-void split_columns(const cpu::FftPlanePlan<T>& plan, const ColumnBlock& block, const T* zr, const T* zi, T* to_r,
-                   T* to_i) {
-  constexpr int64_t lanes = kLanes<T>;
-  const T* half_r = zr + plan.half_place;
-  const T* half_i = zi + plan.half_place;
-  for (int64_t s = 0; s < plan.strips; s++) {
-    const int64_t* at = plan.mirrors + s * lanes * 2;
-    const bool packed = plan.packed && s == 0;
-    const int64_t left = (s * plan.width + block.left) * lanes;
-    const int64_t right = (s * plan.width + block.right) * lanes;
-    Vec<T> tile[lanes];
-    STURDY_UNROLL
-    for (int64_t j = 0; j < lanes; j++) {
-      tile[j] = load(zr + at[2 * j]) + load(zr + at[2 * j + 1]);
-    }
-    transpose(tile);
-    store_tile(tile, to_r + left, 0, block.left_count);
-    STURDY_UNROLL
-    for (int64_t j = 0; j < lanes; j++) {
-      tile[j] = load(zi + at[2 * j]) - load(zi + at[2 * j + 1]);
-    }
-    tile[0] = packed ? load(half_r) + load(half_r) : tile[0];
-    transpose(tile);
-    store_tile(tile, to_i + left, 0, block.left_count);
-    STURDY_UNROLL
-    for (int64_t j = 0; j < lanes; j++) {
-      tile[j] = load(zi + at[2 * j]) + load(zi + at[2 * j + 1]);
-    }
-    transpose(tile);
-    store_tile(tile, to_r + right, block.right_skip, block.right_count);
-    STURDY_UNROLL
-    for (int64_t j = 0; j < lanes; j++) {
-      tile[j] = load(zr + at[2 * j + 1]) - load(zr + at[2 * j]);
-    }
-    tile[0] = packed ? load(half_i) + load(half_i) : tile[0];
-    transpose(tile);
-    store_tile(tile, to_i + right, block.right_skip, block.right_count);
-  }
-}
-
-// And back: z(k) = a(k) + i b(k), z(-k) = conj a(k) + i conj b(k), for the rows of one strip.
-template <typename T>
-STURDY_ALWAYS_INLINE void merge_rows(const cpu::FftPlanePlan<T>& plan, const int64_t* at, int64_t rows, bool packed,
-                                     const T* left_r, const T* left_i, int64_t left_count, const T* right_r,
-                                     const T* right_i, int64_t right_count, T* zr, T* zi) {
-  constexpr int64_t lanes = kLanes<T>;
-  Vec<T> a[lanes], b[lanes];
-  load_tile(a, left_r, left_count);
-  transpose(a);
-  load_tile(b, right_i, right_count);
-  transpose(b);
-  const Vec<T> zero_left = a[0], half_right = b[0];
-  STURDY_UNROLL
-  for (int64_t j = 0; j < lanes; j++) {
-    if (j < rows) {
-      store(zr + at[2 * j + 1], a[j] + b[j]);
-      store(zr + at[2 * j], a[j] - b[j]);
-    }
-  }
-  load_tile(a, left_i, left_count);
-  transpose(a);
-  load_tile(b, right_r, right_count);
-  transpose(b);
-  STURDY_UNROLL
-  for (int64_t j = 0; j < lanes; j++) {
-    if (j < rows) {
-      store(zi + at[2 * j + 1], b[j] - a[j]);
-      store(zi + at[2 * j], b[j] + a[j]);
-    }
-  }
-  if (packed) {
-    store(zr + at[0], zero_left);
-    store(zi + at[0], b[0]);
-    store(zr + plan.half_place, a[0]);
-    store(zi + plan.half_place, half_right);
-  }
-}
-
-template <typename T>
-void merge_columns(const cpu::FftPlanePlan<T>& plan, const ColumnBlock& block, const T* from_r, const T* from_i, T* zr,
-                   T* zi) {
-  constexpr int64_t lanes = kLanes<T>;
-  for (int64_t s = 0; s < plan.strips; s++) {
-    const int64_t rows = lesser(lanes, plan.kept - s * lanes);
-    const int64_t left = (s * plan.width + block.left) * lanes;
-    const int64_t right = (s * plan.width + block.right) * lanes;
-    merge_rows<T>(plan, plan.mirrors + s * lanes * 2, rows, plan.packed && s == 0, from_r + left, from_i + left,
-                  block.left_count, from_r + right, from_i + right, block.right_count, zr, zi);
+  column_kernels<T>(plan.last_radix).merge(call);
+  if (axis.chirped) {
+    inverse_axis<T>(axis, work.column_r, work.column_i, to_r, to_i, stride, none);
+  } else {
+    inverse_stages<T>(axis, axis.stage_count - 1, work.column_r, work.column_i, to_r, to_i, stride, none);
   }
 }
 
 // The columns of a plane to the strips of `work`, not yet transformed along the rows.
 template <typename S, typename T>
 void forward_columns(const cpu::FftPlanePlan<T>& plan, PlaneRows<const S> plane, const cpu::FftPlaneWork<T>& work) {
-  Prefetch none;
   T *zr = work.column_r, *zi = work.column_i;
   for (int64_t index = 0; index < plan.blocks; index++) {
     const ColumnBlock block = column_block(plan, index);
-    bool direct = false;
     if constexpr (std::is_same_v<S, T>) {
-      direct = block.left_count == kLanes<T> && block.right_count == kLanes<T>;
-      if (direct) {
-        forward_axis<T>(plan.columns, plane.data + block.left, plane.data + block.right, plane.stride, zr, zi, none);
+      if (block.left_count == kLanes<T> && block.right_count == kLanes<T>) {
+        forward_block(plan, block, plane.data + block.left, plane.data + block.right, plane.stride, work);
+        continue;
       }
     }
-    if (!direct) {
-      gather_columns<S>(plane, plan.height, block.left, block.left_count, zr);
-      gather_columns<S>(plane, plan.height, block.right, block.right_count, zi);
-      forward_axis<T>(plan.columns, zr, zi, kLanes<T>, zr, zi, none);
-    }
-    split_columns(plan, block, zr, zi, work.spectrum_r, work.spectrum_i);
+    gather_columns<S>(plane, plan.height, block.left, block.left_count, zr);
+    gather_columns<S>(plane, plan.height, block.right, block.right_count, zi);
+    forward_block<T>(plan, block, zr, zi, kLanes<T>, work);
   }
 }
 
@@ -227,23 +137,18 @@ void forward_columns(const cpu::FftPlanePlan<T>& plan, PlaneRows<const S> plane,
 template <typename S, typename T>
 void inverse_columns(const cpu::FftPlanePlan<T>& plan, const cpu::FftPlaneWork<T>& work, PlaneRows<S> plane,
                      const Bounds<T>& bounds) {
-  Prefetch none;
   T *zr = work.column_r, *zi = work.column_i;
   for (int64_t index = 0; index < plan.blocks; index++) {
     const ColumnBlock block = column_block(plan, index);
-    merge_columns(plan, block, work.spectrum_r, work.spectrum_i, zr, zi);
-    bool direct = false;
     if constexpr (std::is_same_v<S, T>) {
-      direct = !bounds.clip && block.left_count == kLanes<T> && block.right_count == kLanes<T>;
-      if (direct) {
-        inverse_axis<T>(plan.columns, zr, zi, plane.data + block.left, plane.data + block.right, plane.stride, none);
+      if (!bounds.clip && block.left_count == kLanes<T> && block.right_count == kLanes<T>) {
+        inverse_block(plan, block, work, plane.data + block.left, plane.data + block.right, plane.stride);
+        continue;
       }
     }
-    if (!direct) {
-      inverse_axis<T>(plan.columns, zr, zi, zr, zi, kLanes<T>, none);
-      scatter_columns<S>(zr, plane, plan.height, block.left, block.left_count, bounds);
-      scatter_columns<S>(zi, plane, plan.height, block.right, block.right_count, bounds);
-    }
+    inverse_block<T>(plan, block, work, zr, zi, kLanes<T>);
+    scatter_columns<S>(zr, plane, plan.height, block.left, block.left_count, bounds);
+    scatter_columns<S>(zi, plane, plan.height, block.right, block.right_count, bounds);
   }
 }
 

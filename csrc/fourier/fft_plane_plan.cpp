@@ -19,9 +19,16 @@ FftPlanePlan<T> make_fft_plane_plan(int64_t height, int64_t width, int64_t lanes
   plan.columns = make_fft_axis<T>(height);
   plan.rows = make_fft_axis<T>(width);
   plan.kept = height / 2 + 1;
-  plan.packed = may_pack && height % 2 == 0 && divide_up(plan.kept - 1, lanes) < divide_up(plan.kept, lanes);
+  const FftAxis<T>& columns = plan.columns;
+  plan.last_radix = columns.chirped || columns.stage_count == 0 ? 1 : columns.stages[columns.stage_count - 1].radix;
+  // The two rows of a packed one must come out of the same butterfly.
+  plan.packed = may_pack && plan.last_radix % 2 == 0 && divide_up(plan.kept - 1, lanes) < divide_up(plan.kept, lanes);
   plan.kept -= plan.packed ? 1 : 0;
   plan.strips = divide_up(plan.kept, lanes);
+  plan.ring_rows = 1;  // of a butterfly's rows all may wait, and one less than a strip
+  while (plan.ring_rows < lanes + plan.last_radix) {
+    plan.ring_rows *= 2;
+  }
   plan.blocks = divide_up(width, 2 * lanes);
   if (width >= lanes) {
     plan.left_columns = plan.blocks * lanes;
@@ -40,20 +47,36 @@ template <typename T>
 void place_fft_plane_plan(FftPlanePlan<T>& plan, Arena& arena) {
   place_fft_axis(plan.columns, arena);
   place_fft_axis(plan.rows, arena);
-  plan.mirrors = arena.take<int64_t>(plan.strips * plan.lanes * 2);
+  plan.frequencies = arena.take<int64_t>(plan.strips * plan.lanes);
+  plan.rows_of = arena.take<int64_t>(plan.height);
 }
 
 template <typename T>
 void fill_fft_plane_plan(FftPlanePlan<T>& plan) {
   fill_fft_axis(plan.columns);
   fill_fft_axis(plan.rows);
-  const int64_t* places = plan.columns.places;
-  for (int64_t at = 0; at < plan.strips * plan.lanes; at++) {
-    const int64_t k = std::min(at, plan.kept - 1);  // lanes beyond the last row compute it once more
-    plan.mirrors[2 * at] = places[k] * plan.lanes;
-    plan.mirrors[2 * at + 1] = places[(plan.height - k) % plan.height] * plan.lanes;
+  // The order in which the last stage down the columns gives its rows, see fft_columns.h.
+  std::fill(plan.rows_of, plan.rows_of + plan.height, int64_t{-1});
+  const int64_t radix = plan.last_radix, blocks = plan.height / radix;
+  int64_t row = 0;
+  const auto add = [&](int64_t frequency) {
+    plan.rows_of[frequency] = row;
+    plan.frequencies[row++] = frequency;
+  };
+  for (int64_t f = 0; 2 * f <= blocks; f++) {
+    int64_t count = radix;
+    if (f == 0) {
+      count = radix / 2 + (plan.packed ? 0 : 1);
+    } else if (2 * f == blocks) {
+      count = (radix + 1) / 2;
+    }
+    for (int64_t k = 0; k < count; k++) {
+      add(f + k * blocks);
+    }
   }
-  plan.half_place = places[plan.height / 2] * plan.lanes;
+  for (; row < plan.strips * plan.lanes; row++) {
+    plan.frequencies[row] = plan.frequencies[0];
+  }
 }
 
 template FftPlanePlan<float> make_fft_plane_plan<float>(int64_t, int64_t, int64_t, bool);

@@ -8,8 +8,8 @@
 // neighbours. Of the two halves k and -k one is kept; the kept rows are turned so that lanes are rows, `lanes` rows to
 // a strip [column][lane], along which a transform of length W runs.
 //
-// Kept are k = 0 .. H / 2. For even H the first and the last of them are spectra of real columns and so, where that
-// saves a strip, one row holds both: the last as the imaginary part of the first ("packed").
+// For even H the rows of the frequencies 0 and H / 2 are spectra of real columns and so, where that saves a strip, one
+// row holds both: the latter as the imaginary part of the former ("packed").
 //
 // The halves are doubled by the sums that separate them: a transform forward is twice what it should be.
 #pragma once
@@ -31,8 +31,10 @@ struct FftPlanePlan {
   int64_t blocks;        // pairs of column vectors
   int64_t left_columns;  // the columns [0, left) are real parts, [right_begin, width) imaginary ones; a block starts
   int64_t right_begin;   // `lanes` columns after the last, and where the two overlap both compute the same
-  int64_t* mirrors;      // (strips, lanes, 2): where frequencies k and -k stand in a column, in elements
-  int64_t half_place;    // where frequency H / 2 stands, in elements; of even H
+  int last_radix;        // of the columns' last stage, 1 where there is none
+  int64_t ring_rows;     // a power of two: rows that wait to be turned
+  int64_t* frequencies;  // (strips, lanes): the frequency of a row, be it above H / 2; lanes without a row repeat one
+  int64_t* rows_of;      // (height): the row of a frequency, or -1 where it has only that of its mirror image
 
   int64_t spectrum_size;  // elements of the real or the imaginary part: strips * width * lanes
   int64_t work_size;      // likewise of the vectors that one transform works on
@@ -51,12 +53,14 @@ void fill_fft_plane_plan(FftPlanePlan<T>& plan);
 template <typename T>
 struct FftPlaneWork {
   T *column_r, *column_i;      // work_size each
+  T* column_ring;              // (4, ring_rows, lanes)
   T *spectrum_r, *spectrum_i;  // spectrum_size each
 
   STURDY_ALWAYS_INLINE FftPlaneWork(const FftPlanePlan<T>& plan, Arena& arena) {
     constexpr int64_t apart = 192 / static_cast<int64_t>(sizeof(T));
     column_r = arena.take<T>(plan.work_size + apart);
     column_i = arena.take<T>(plan.work_size + apart);
+    column_ring = arena.take<T>(4 * plan.ring_rows * plan.lanes);
     spectrum_r = arena.take<T>(plan.spectrum_size + apart);
     spectrum_i = arena.take<T>(plan.spectrum_size + apart);
   }

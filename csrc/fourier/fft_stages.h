@@ -10,25 +10,31 @@
 namespace sturdy {
 namespace STURDY_ISA_NAMESPACE {
 
-// Cache lines to ask for on the way, a few with each butterfly: the next plane's pixels, this plane's results.
+// Cache lines to ask for on the way, a few with each butterfly: the next plane's pixels, this plane's results. May go a
+// few lines past them, which does no harm.
 struct Prefetch {
   const char* read = nullptr;
   const char* write = nullptr;
-  int64_t left = 0;  // lines of each
-  int lines = 0;     // of each, with a butterfly
+  ptrdiff_t bytes = 0;  // of each, with a butterfly: a multiple of a line
+  bool near = false;    // into the first level of the cache, for planes that leave room there
 
   STURDY_ALWAYS_INLINE void step() {
-    for (int line = 0; line < lines && left > 0; line++) {
-      __builtin_prefetch(read, 0, 2);
+    const char* from = read;
+    const char* to = write;
+    for (const char* const end = from + bytes; from < end; from += 64, to += 64) {
+      if (near) {
+        __builtin_prefetch(from, 0, 3);
+      } else {
+        __builtin_prefetch(from, 0, 2);
+      }
 #if defined(__AVX512F__)  // every machine that has it can also ask for a line to write
-      asm volatile("prefetchw %0" : : "m"(*write));
+      asm volatile("prefetchw %0" : : "m"(*to));
 #else
-      __builtin_prefetch(write, 1, 2);
+      __builtin_prefetch(to, 1, 3);
 #endif
-      read += 64;
-      write += 64;
-      left--;
     }
+    read = from;
+    write = to;
   }
 };
 

@@ -86,7 +86,7 @@ void prepare_mask_of(const SpectralFilterPlan<T>& plan, int64_t at, T* to) {
   // Both the separation of the columns' spectra and the two transforms are left unscaled.
   const double scale = 0.5 / (static_cast<double>(g.height) * static_cast<double>(g.width));
   for (int64_t row = 0; row < p.strips * p.lanes; row++) {
-    const int64_t k = std::min(row, p.kept - 1);
+    const int64_t k = p.frequencies[row];
     T* strip = to + row / p.lanes * g.width * p.lanes + row % p.lanes;
     for (int64_t l = 0; l < g.width; l++) {
       strip[p.rows.places[l] * p.lanes] = static_cast<T>(mask(k, l) * scale);
@@ -246,11 +246,12 @@ void finish_mask_gradient(const SpectralFilterPlan<T>& plan, const Masks& gradie
       int64_t k = g.half ? row : (row + g.height - g.height / 2) % g.height;
       int64_t l = g.half ? column : (column + g.width - g.width / 2) % g.width;
       const bool twice = g.half && l != 0 && 2 * l != g.width;
-      if (k >= p.kept) {
+      if (p.rows_of[k] < 0) {
         k = g.height - k;
         l = l == 0 ? 0 : g.width - l;
       }
-      const int64_t at = (k / p.lanes * g.width + p.rows.places[l]) * p.lanes + k % p.lanes;
+      const int64_t kept = p.rows_of[k];
+      const int64_t at = (kept / p.lanes * g.width + p.rows.places[l]) * p.lanes + kept % p.lanes;
       to[row * gradient.row + column * gradient.column] =
           static_cast<T>(static_cast<double>(sum[at]) * (twice ? 2 * scale : scale));
     }

@@ -214,9 +214,10 @@ Prefetch prefetch_of(const Plan<T>& plan, PlaneView<const S> next, PlaneView<S> 
   }
   prefetch.read = reinterpret_cast<const char*>(next.data);
   prefetch.write = reinterpret_cast<const char*>(out.data);
-  prefetch.left = (p.height * p.width * static_cast<int64_t>(sizeof(S)) + 63) / 64;
+  const int64_t lines = (p.height * p.width * static_cast<int64_t>(sizeof(S)) + 63) / 64;
   const int64_t steps = p.strips * butterflies;
-  prefetch.lines = static_cast<int>((prefetch.left + steps - 1) / steps);
+  prefetch.bytes = (lines + steps - 1) / steps * 64;
+  prefetch.near = lines <= 128;
   return prefetch;
 }
 

@@ -42,14 +42,17 @@ def sample_args(name, dtype=torch.float32, channels_last=False):
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # opcheck's own doing
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=dtype_id)
-@pytest.mark.parametrize("name", SAMPLES)
+@pytest.mark.parametrize(
+    ("name", "dtype"), [*((name, torch.float32) for name in SAMPLES), ("half", torch.bfloat16), ("many", torch.float64)]
+)
 def test_opcheck_forward(backend, name, dtype):
     torch.library.opcheck(backend.op("spectral_filter"), sample_args(name, dtype, name == "half"))
 
 
-@pytest.mark.parametrize("wanted", [(True, True), (True, False), (False, True)], ids=str)
-@pytest.mark.parametrize("name", SAMPLES)
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [*((name, (True, True)) for name in SAMPLES), ("half", (True, False)), ("shared", (False, True))],
+)
 def test_opcheck_backward(backend, name, wanted):
     x, mask, *rest = (a.detach() if isinstance(a, torch.Tensor) else a for a in sample_args(name))
     grad_out = torch.rand_like(backend.op("spectral_filter")(x, mask, *rest))
@@ -62,7 +65,7 @@ def test_compiles_without_a_break(backend):
 
     x, mask = uniform((2, 3, 12, 14), 3).requires_grad_(), uniform((12, 8), 4).requires_grad_()
     expected = torch.autograd.grad(step(x, mask), (x, mask))
-    compiled = torch.compile(step, backend="inductor", fullgraph=True)
+    compiled = torch.compile(step, backend="aot_eager", fullgraph=True)
     found = torch.autograd.grad(compiled(x, mask), (x, mask))
     for a, b in zip(expected, found, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
@@ -184,7 +187,7 @@ def test_unknown_keyword(backend):
 
 
 def test_other_devices(backend):
-    with pytest.raises((RuntimeError, NotImplementedError)):
+    with pytest.raises(RuntimeError, match="mask must be on meta, got cpu"):
         spectral_filter(X.to("meta"), M)
 
 

@@ -347,6 +347,7 @@ def spectral_filter(
 def _fake_spectral_filter(x: Tensor, mask: Tensor, index: Tensor | None, half: bool, clip: list[float]) -> Tensor:
     torch._check(x.dim() == 4, lambda: "spectral_filter: x must have 4 dimensions (N, C, H, W)")
     torch._check(2 <= mask.dim() <= 5, lambda: "spectral_filter: mask must have 2 to 5 dimensions")
+    torch._check(mask.device == x.device, lambda: f"spectral_filter: mask must be on {x.device}, got {mask.device}")
     height, width = x.shape[-2:]
     columns = width // 2 + 1 if half else width
     torch._check(
