@@ -40,7 +40,7 @@ _HOME = {
     "load_pushpull_state_dict": "sturdy.nn.checkpoints",
     "set_num_threads": "sturdy._threads",
 }
-_SUBMODULES = ("analysis", "functional", "nn", "numpy", "recipes", "transforms")
+_SUBMODULES = ("analysis", "functional", "losses", "nn", "numpy", "recipes", "transforms")
 
 
 def __getattr__(name: str) -> Any:

@@ -2,15 +2,20 @@
 
 from sturdy.nn.checkpoints import load_pushpull_state_dict
 from sturdy.nn.convert import convert_first_conv, convert_layers
+from sturdy.nn.dual_norm import DualBatchNorm2d, DuBIN, convert_dual_bn, route
 from sturdy.nn.pushpull import PushPullConv2d
 from sturdy.nn.pushpull2020 import PushPull2020Conv2d
 from sturdy.nn.surround import SurroundSuppressionConv2d
 
 __all__ = [
+    "DuBIN",
+    "DualBatchNorm2d",
     "PushPull2020Conv2d",
     "PushPullConv2d",
     "SurroundSuppressionConv2d",
+    "convert_dual_bn",
     "convert_first_conv",
     "convert_layers",
     "load_pushpull_state_dict",
+    "route",
 ]
