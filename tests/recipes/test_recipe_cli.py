@@ -157,13 +157,13 @@ def test_presets_fill_in_every_data_set(data: str) -> None:
 
 def test_the_papers_recipe() -> None:
     """Start, peak and end of the learning rate, and the momentum cycled the other way."""
-    from sturdy.recipes.engine import _optimizer, _scheduler
+    from sturdy.recipes.optimisation import make_optimizer, make_scheduler
 
     settings = resolve("pushpull", {"data": "cifar10"})
     assert (settings.model, settings.epochs, settings.batch_size, settings.weight_decay) == ("resnet18", 30, 64, 1e-5)
     assert (settings.inhibition, settings.trainable_inhibition) == (1.0, False)
-    optimizer = _optimizer(settings, torch.nn.Linear(1, 1))
-    scheduler = _scheduler(settings, optimizer, 1000)
+    optimizer = make_optimizer(settings, torch.nn.Linear(1, 1))
+    scheduler = make_scheduler(settings, optimizer, 1000)
     lrs, momenta = [], []
     for _ in range(1000):
         lrs.append(optimizer.param_groups[0]["lr"])

@@ -1,16 +1,19 @@
-"""Augmentations of a batch on its device. Each maps images and their random streams to images."""
+"""Augmentations of a batch on its device. Each maps images, their labels and their random streams to images."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sturdy.recipes.errors import UsageError
 from sturdy.recipes.keyed_random import KeyedRandom
+from sturdy.recipes.settings import Settings
 
-Augmentation = Callable[[Tensor, KeyedRandom], Tensor]
+Augmentation = Callable[[Tensor, Tensor, KeyedRandom], Tensor]
 
 
 def crop(images: Tensor, random: KeyedRandom) -> Tensor:
@@ -37,11 +40,68 @@ def flip(images: Tensor, random: KeyedRandom) -> Tensor:
     return torch.where(mirrored[:, None, None, None], images.flip(-1), images)
 
 
-AUGMENTATIONS: dict[str, Augmentation] = {"crop": crop, "flip": flip}
+def afa(settings: Settings) -> Augmentation:
+    """Plane waves; :class:`sturdy.transforms.FourierBasisAugment` with numbers of the images' own streams."""
+    from sturdy.transforms import FourierBasisAugment
+
+    transform = FourierBasisAugment(settings.afa_strength, mode="reference" if settings.afa_reference else "centered")
+
+    def augment(images: Tensor, labels: Tensor, random: KeyedRandom) -> Tensor:
+        draw = partial(random.fork().uniform, dtype=torch.float64)
+        return transform.transform(images, transform.sample(draw, images))
+
+    return augment
 
 
-def apply(names: Sequence[str], images: Tensor, random: KeyedRandom) -> Tensor:
-    """Apply the named augmentations in the given order."""
-    for name in names:
-        images = AUGMENTATIONS[name](images, random)
+def dfmx(settings: Settings, masks: Tensor, device: torch.device) -> Augmentation:
+    """Dominant frequencies of other classes; :class:`sturdy.transforms.DominantFrequencyMix`, keyed as the others.
+
+    Args:
+        settings: Of the run.
+        masks: ``(classes, H, W)``, frequency 0 in the middle.
+        device: Where the images will be.
+    """
+    from sturdy.transforms import DominantFrequencyMix, effective_mask
+
+    transform = DominantFrequencyMix(effective_mask(masks), settings.dfm_p, invert=settings.dfm_invert).to(device)
+
+    def augment(images: Tensor, labels: Tensor, random: KeyedRandom) -> Tensor:
+        draw = partial(random.fork().uniform, dtype=torch.float64)
+        return transform.transform(images, transform.sample(draw, images, labels))
+
+    return augment
+
+
+def build(settings: Settings, masks: Tensor | None, device: torch.device) -> dict[str, Augmentation]:
+    """The augmentations of a run by name, in the order of ``settings.augment``.
+
+    Args:
+        settings: Of the run.
+        masks: Dominant frequency masks of the classes, for ``dfmx``.
+        device: Where the images will be.
+
+    Raises:
+        UsageError: there are no masks, but ``dfmx`` needs them.
+    """
+    built: dict[str, Augmentation] = {}
+    for name in settings.augment:
+        if name == "afa":
+            built[name] = afa(settings)
+        elif name == "dfmx":
+            if masks is None:
+                raise UsageError("--augment dfmx needs --dfm-masks, or the preset dfmx, which finds masks itself")
+            built[name] = dfmx(settings, masks, device)
+        else:
+            built[name] = _for_any_label({"crop": crop, "flip": flip}[name])
+    return built
+
+
+def apply(augmentations: Sequence[Augmentation], images: Tensor, labels: Tensor, random: KeyedRandom) -> Tensor:
+    """Apply the augmentations in the given order."""
+    for augment in augmentations:
+        images = augment(images, labels, random)
     return images
+
+
+def _for_any_label(change: Callable[[Tensor, KeyedRandom], Tensor]) -> Augmentation:
+    return lambda images, labels, random: change(images, random)

@@ -15,6 +15,7 @@ from sturdy.recipes.settings import (
     AUGMENTATIONS,
     DATA_SETS,
     MODELS,
+    OBJECTIVES,
     OPTIMIZERS,
     PRECISIONS,
     RESNET_STEMS,
@@ -43,6 +44,7 @@ def _choice(what: str, names: tuple[str, ...]) -> str:
 
 
 _DATA, _NETWORK, _TRAINING, _RUNNING = "Data", "Network", "Training", "Running"
+_AUGMENTATION = "Augmentation"
 
 
 @app.command()
@@ -50,7 +52,7 @@ def train(
     preset: Annotated[str, typer.Argument(help=_choice("Whose recipe", presets.NAMES))],
     out: Annotated[Path | None, typer.Option(help="Run folder; default runs/PRESET-DATA.")] = None,
     baseline: Annotated[
-        bool, typer.Option("--baseline", help="Train the same network with the plain stem too, into OUT/baseline.")
+        bool, typer.Option("--baseline", help="Train the plain network in the plain way too, into OUT/baseline.")
     ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in OUT from its last checkpoint.")] = False,
     data: Annotated[
@@ -74,7 +76,59 @@ def train(
     ] = None,
     augment: Annotated[
         str | None,
-        typer.Option(help=_choice("Comma-separated augmentations, or none", AUGMENTATIONS), rich_help_panel=_DATA),
+        typer.Option(
+            help=_choice("Comma-separated augmentations, or none", AUGMENTATIONS), rich_help_panel=_AUGMENTATION
+        ),
+    ] = None,
+    afa_strength: Annotated[
+        float | None,
+        typer.Option(
+            help="Mean strength of the waves of afa; an amplitude of 0.044 each.", rich_help_panel=_AUGMENTATION
+        ),
+    ] = None,
+    afa_reference: Annotated[
+        bool | None,
+        typer.Option(
+            "--afa-reference/--afa-centered",
+            help="The grid of the authors' code, for square images, or pixel coordinates.",
+            rich_help_panel=_AUGMENTATION,
+        ),
+    ] = None,
+    dfm_masks: Annotated[
+        Path | None,
+        typer.Option(
+            help="File of masks for dfmx; without one the baseline finds them.", rich_help_panel=_AUGMENTATION
+        ),
+    ] = None,
+    dfm_set: Annotated[
+        str | None, typer.Option(help="Which masks of that file.", rich_help_panel=_AUGMENTATION)
+    ] = None,
+    dfm_p: Annotated[float | None, typer.Option(help="Probability of dfmx.", rich_help_panel=_AUGMENTATION)] = None,
+    dfm_invert: Annotated[
+        bool | None,
+        typer.Option(
+            "--dfm-invert/--dfm-keep",
+            help="Take dominant frequencies away, or keep nothing else.",
+            rich_help_panel=_AUGMENTATION,
+        ),
+    ] = None,
+    objective: Annotated[
+        str | None,
+        typer.Option(
+            help=_choice("Loss", OBJECTIVES) + " ace and jsd need afa.",
+            rich_help_panel=_TRAINING,
+        ),
+    ] = None,
+    jsd_lambda: Annotated[
+        float | None, typer.Option(help="Weight of agreement with jsd.", rich_help_panel=_TRAINING)
+    ] = None,
+    ibn: Annotated[
+        bool | None,
+        typer.Option(
+            "--ibn/--no-ibn",
+            help="Instance normalisation in the first three stages of a ResNet, with ace and jsd.",
+            rich_help_panel=_NETWORK,
+        ),
     ] = None,
     model: Annotated[str | None, typer.Option(help=_choice("Network", MODELS), rich_help_panel=_NETWORK)] = None,
     stem: Annotated[str | None, typer.Option(help=_choice("First layer", STEMS), rich_help_panel=_NETWORK)] = None,
@@ -109,10 +163,35 @@ def train(
     ] = None,
     lr: Annotated[float | None, typer.Option(help="Highest learning rate.", rich_help_panel=_TRAINING)] = None,
     weight_decay: Annotated[
-        float | None, typer.Option(help="Weight decay of all parameters.", rich_help_panel=_TRAINING)
+        float | None, typer.Option(help="Weight decay of the parameters.", rich_help_panel=_TRAINING)
+    ] = None,
+    norm_weight_decay: Annotated[
+        bool | None,
+        typer.Option(
+            "--norm-weight-decay/--no-norm-weight-decay",
+            help="Of the parameters of normalisations too, or not.",
+            rich_help_panel=_TRAINING,
+        ),
+    ] = None,
+    nesterov: Annotated[
+        bool | None,
+        typer.Option("--nesterov/--no-nesterov", help="Nesterov momentum, for sgd.", rich_help_panel=_TRAINING),
+    ] = None,
+    grad_clip: Annotated[
+        float | None, typer.Option(help="Greatest norm of the gradient; 0 is off.", rich_help_panel=_TRAINING)
+    ] = None,
+    accumulate: Annotated[
+        int | None,
+        typer.Option(help="Parts of a batch that are computed one after another.", rich_help_panel=_TRAINING),
     ] = None,
     schedule: Annotated[
         str | None, typer.Option(help=_choice("Course of the learning rate", SCHEDULES), rich_help_panel=_TRAINING)
+    ] = None,
+    min_lr: Annotated[
+        float | None, typer.Option(help="Lowest learning rate of cosine and plateau.", rich_help_panel=_TRAINING)
+    ] = None,
+    warmup_epochs: Annotated[
+        int | None, typer.Option(help="Linear rise at the start of cosine and steps.", rich_help_panel=_TRAINING)
     ] = None,
     precision: Annotated[
         str | None, typer.Option(help=_choice("Arithmetic", PRECISIONS), rich_help_panel=_TRAINING)
@@ -145,6 +224,15 @@ def train(
         "limit_test": limit_test,
         "val_fraction": val_fraction,
         "augment": None if augment is None else tuple(_words(augment)),
+        "afa_strength": afa_strength,
+        "afa_reference": afa_reference,
+        "dfm_masks": None if dfm_masks is None else str(dfm_masks.absolute()),
+        "dfm_set": dfm_set,
+        "dfm_p": dfm_p,
+        "dfm_invert": dfm_invert,
+        "objective": objective,
+        "jsd_lambda": jsd_lambda,
+        "ibn": ibn,
         "model": model,
         "stem": stem,
         "resnet_stem": resnet_stem,
@@ -156,7 +244,13 @@ def train(
         "optimizer": optimizer,
         "lr": lr,
         "weight_decay": weight_decay,
+        "norm_weight_decay": norm_weight_decay,
+        "nesterov": nesterov,
+        "grad_clip": grad_clip,
+        "accumulate": accumulate,
         "schedule": schedule,
+        "min_lr": min_lr,
+        "warmup_epochs": warmup_epochs,
         "precision": precision,
         "seed": seed,
         "log_every": log_every,
@@ -253,6 +347,7 @@ def list_names() -> None:
         ("networks", MODELS),
         ("stems", STEMS),
         ("augmentations", AUGMENTATIONS),
+        ("objectives", OBJECTIVES),
         ("corruptions", corruption.NAMES),
     ):
         console.print(f"{what}: {', '.join(names)}", highlight=False, soft_wrap=True)

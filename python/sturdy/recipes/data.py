@@ -88,6 +88,13 @@ class DataSet:
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
+    @property
+    def image_shape(self) -> tuple[int, int]:
+        """Height and width of the images."""
+        if isinstance(self.train, ArraySplit):
+            return (int(self.train.images.shape[2]), int(self.train.images.shape[3]))
+        return (self.image_size, self.image_size)
+
     def describe(self) -> dict[str, Any]:
         """What ``config.json`` says about it; a resume compares this."""
         return {

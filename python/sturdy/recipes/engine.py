@@ -17,7 +17,6 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sturdy.recipes import augment
 from sturdy.recipes.checkpoint import find_checkpoint, load_state, load_weights, recover, save_checkpoint
 from sturdy.recipes.data import DataSet
 from sturdy.recipes.distributed import World
@@ -25,6 +24,8 @@ from sturdy.recipes.errors import RecipeError, UsageError
 from sturdy.recipes.keyed_random import KeyedRandom, mix_key
 from sturdy.recipes.loader import Batch, Loader
 from sturdy.recipes.models import build_model
+from sturdy.recipes.objectives import Objective
+from sturdy.recipes.optimisation import make_optimizer, make_scheduler
 from sturdy.recipes.progress import RunProgress
 from sturdy.recipes.runfolder import RunFolder
 from sturdy.recipes.runlog import RunLog, read_log
@@ -59,6 +60,7 @@ class Trainer:
         console: Where to show progress, None for nowhere.
         label: What to call the run there.
         workers: Processes that decode an image folder.
+        masks: Dominant frequency masks, ``(classes, H, W)``, for the augmentation ``dfmx``.
         checkpoint_minutes: A checkpoint is written after each epoch, and within one when this much time has passed.
     """
 
@@ -72,10 +74,12 @@ class Trainer:
         console: Console | None = None,
         label: str = "train",
         workers: int = 0,
+        masks: Tensor | None = None,
         checkpoint_minutes: float = 10.0,
     ) -> None:
-        if settings.batch_size % world.size:
-            raise UsageError(f"--batch-size {settings.batch_size} does not divide among {world.size} processes")
+        if settings.batch_size % (world.size * settings.accumulate):
+            parts = f" of {settings.accumulate} parts each" if settings.accumulate > 1 else ""
+            raise UsageError(f"--batch-size {settings.batch_size} does not divide among {world.size} processes{parts}")
         self.settings = settings
         self.data = data
         self.folder = folder
@@ -92,8 +96,9 @@ class Trainer:
             settings, in_channels=data.channels, num_classes=len(data.classes), image_size=data.image_size
         ).to(world.device)
         self.parallel_model = world.wrap(self.model)
-        self.optimizer = _optimizer(settings, self.model)
-        self.scheduler = _scheduler(settings, self.optimizer, self.total_steps)
+        self.objective = Objective(settings, masks, world.device)
+        self.optimizer = make_optimizer(settings, self.model)
+        self.scheduler = make_scheduler(settings, self.optimizer, self.total_steps)
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=settings.precision == "fp16")
         self.step = 0
         self.best_accuracy = -1.0
@@ -150,29 +155,41 @@ class Trainer:
 
     def _train_step(self, batch: Batch, epoch: int) -> Tensor:
         """One update; returns the mean loss of this process's images."""
-        settings, device = self.settings, self.world.device
+        settings = self.settings
         # Dropout and the like: the same numbers after a resume, others in each process.
         torch.manual_seed(mix_key(settings.seed, "step", self.step, self.world.rank))
-        random = KeyedRandom(batch.indices, mix_key(settings.seed, "augment", epoch))
-        images = normalise(augment.apply(settings.augment, batch.images, random), self.data)
         self.parallel_model.train()
-        with torch.autocast(device.type, _AUTOCAST.get(settings.precision), settings.precision in _AUTOCAST):
-            logits = self.parallel_model(images)
-            loss = F.cross_entropy(logits.float(), batch.labels)
         self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(loss).backward()
+        loss, correct = torch.zeros(2, device=self.world.device).unbind()
+        for part in batch.chunk(settings.accumulate):
+            part_loss, logits = self._loss(part, epoch)
+            share = part_loss / settings.accumulate
+            self.scaler.scale(share).backward()
+            loss = loss + share.detach()
+            correct = correct + (logits.detach().argmax(1) == part.labels).sum()
+        if settings.grad_clip:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.model.parameters(), settings.grad_clip)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        with warnings.catch_warnings():
-            # A scaler that skips the first update makes torch think that the two were called in the wrong order.
-            warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
-            self.scheduler.step()
+        if settings.schedule != "plateau":
+            with warnings.catch_warnings():
+                # A scaler that skips the first update makes torch think that the two were called in the wrong order.
+                warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
+                self.scheduler.step()
         self.step += 1
-        loss = loss.detach()
-        correct = (logits.detach().argmax(1) == batch.labels).sum()
         count = len(batch.labels)
         self.sums += torch.stack([loss.double() * count, correct.double(), loss.new_tensor(count).double()])
         return loss
+
+    def _loss(self, batch: Batch, epoch: int) -> tuple[Tensor, Tensor]:
+        """Mean loss of some images, and their logits."""
+        precision = self.settings.precision
+        random = KeyedRandom(batch.indices, mix_key(self.settings.seed, "augment", epoch))
+        views = self.objective.views(batch.images, batch.labels, random)
+        views = [normalise(view, self.data) for view in views]
+        with torch.autocast(self.world.device.type, _AUTOCAST.get(precision), precision in _AUTOCAST):
+            return self.objective(self.model, self.parallel_model, views, batch.labels)
 
     def _end_epoch(self, epoch: int, seconds: float) -> None:
         loss, correct, count = self.world.sum(self.sums.clone()).tolist()
@@ -180,6 +197,8 @@ class Trainer:
         record = {"train_loss": loss / count, "train_accuracy": correct / count}
         if len(self.data.val):
             record["val_loss"], record["val_accuracy"] = self._measure(self.val_loader)
+        if self.settings.schedule == "plateau":
+            self.scheduler.step(record.get("val_loss", record["train_loss"]))
         self._write_log("epoch", epoch=epoch, step=self.step, **record, seconds=round(seconds, 3))
         self.sums.zero_()
         accuracy = record.get("val_accuracy", -1.0)
@@ -250,26 +269,3 @@ class Trainer:
         elif self.world.is_main:  # another number of processes: only the total has a meaning
             self.sums.copy_(sums.sum(0))
         return log_bytes
-
-
-def _optimizer(settings: Settings, model: nn.Module) -> torch.optim.Optimizer:
-    if settings.optimizer == "sgd":
-        return torch.optim.SGD(
-            model.parameters(), settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay
-        )
-    return torch.optim.AdamW(model.parameters(), settings.lr, weight_decay=settings.weight_decay)
-
-
-def _scheduler(
-    settings: Settings, optimizer: torch.optim.Optimizer, total_steps: int
-) -> torch.optim.lr_scheduler.LRScheduler:
-    """Per step: a half cosine down to 0, or one cycle with ``lr`` as its peak and the momentum cycled inversely."""
-    if settings.schedule == "cosine":
-        return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, total_steps)
-    return torch.optim.lr_scheduler.OneCycleLR(
-        optimizer,
-        max_lr=settings.lr,
-        total_steps=total_steps,
-        div_factor=settings.div_factor,
-        final_div_factor=settings.final_div_factor,
-    )

@@ -104,7 +104,7 @@ def evaluate(options: EvaluateOptions, console: Console) -> dict[str, Any]:
 
 
 def _label(settings: Settings) -> str:
-    return "plain" if settings.stem == "plain" else settings.preset
+    return "plain" if settings.is_baseline else settings.preset
 
 
 def _test_data(settings: Settings, description: dict[str, Any], folder: RunFolder) -> DataSet:

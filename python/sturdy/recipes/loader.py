@@ -34,6 +34,11 @@ class Batch:
     labels: Tensor
     indices: Tensor
 
+    def chunk(self, parts: int) -> list[Batch]:
+        """The batch in so many equal parts."""
+        fields = (self.images.chunk(parts), self.labels.chunk(parts), self.indices.chunk(parts))
+        return [Batch(*part) for part in zip(*fields, strict=True)]
+
 
 class Loader:
     """Reads batches of a split.

@@ -62,7 +62,8 @@ def _resnet(build: Callable[..., nn.Module], in_channels: int, num_classes: int,
 def build_model(settings: Settings, *, in_channels: int, num_classes: int, image_size: int) -> nn.Module:
     """The network of a run with freshly initialised weights, which depend on ``settings.seed`` alone.
 
-    A network with PushPull starts from the weights of the same network without it.
+    A network with PushPull starts from the weights of the same network without it; so does one with normalisations
+    for auxiliary images, which the objectives ``ace`` and ``jsd`` need.
     """
     torch.manual_seed(settings.seed)
     if settings.model == "small-cnn":
@@ -73,6 +74,11 @@ def build_model(settings: Settings, *, in_channels: int, num_classes: int, image
         cifar_stem = settings.resnet_stem == "cifar" or (settings.resnet_stem == "auto" and image_size <= SMALL_IMAGE)
         build = {"resnet18": resnet18, "resnet50": resnet50}[settings.model]
         model = _resnet(build, in_channels, num_classes, cifar_stem)
+    if settings.objective != "ce":
+        from sturdy.nn import convert_dual_bn
+
+        has_stages = hasattr(model, "layer4")
+        model = convert_dual_bn(model, ("a", "a", "a", None) if settings.ibn and has_stages else None)
     if settings.stem == "pushpull":
         import sturdy
 

@@ -11,7 +11,11 @@ from sturdy.recipes.errors import check_name
 from sturdy.recipes.settings import DATA_SETS, Settings
 
 # Each module holds one ``PRESET``.
-_MODULES = {"pushpull": "sturdy.recipes.pushpull"}
+_MODULES = {
+    "pushpull": "sturdy.recipes.pushpull",
+    "afa": "sturdy.recipes.afa",
+    "dfmx": "sturdy.recipes.dfmx",
+}
 
 NAMES = tuple(_MODULES)
 

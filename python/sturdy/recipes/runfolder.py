@@ -1,6 +1,7 @@
 """The folder of a run: ``config.json``, ``log.jsonl``, ``last/``, ``best/``, ``evaluate/`` and perhaps ``baseline/``.
 
-``baseline/`` is a whole run folder of its own, of the same network with the plain stem.
+``baseline/`` is a whole run folder of its own, of the same network with the plain stem
+and without what the preset adds to training.
 """
 
 from __future__ import annotations
@@ -48,8 +49,13 @@ class RunFolder:
         return self.path / "evaluate"
 
     @property
+    def masks(self) -> Path:
+        """Dominant frequency masks that the run trains with, if it does."""
+        return self.path / "dfms.npz"
+
+    @property
     def baseline(self) -> RunFolder:
-        """The run of the same network with the plain stem."""
+        """The run of the same network with the plain stem, trained plainly."""
         return RunFolder(self.path / "baseline")
 
     def exists(self) -> bool:

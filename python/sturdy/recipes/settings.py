@@ -12,13 +12,17 @@ DATA_SETS = ("digits", "fashion-mnist", "cifar10", "npz", "imagefolder")
 MODELS = ("small-cnn", "resnet18", "resnet50")
 STEMS = ("plain", "pushpull")
 RESNET_STEMS = ("auto", "cifar", "imagenet")
-AUGMENTATIONS = ("crop", "flip")
+GEOMETRIC_AUGMENTATIONS = ("crop", "flip")
+AUXILIARY_AUGMENTATIONS = ("afa",)
+PAPER_AUGMENTATIONS = ("afa", "dfmx")  # what a baseline does without
+AUGMENTATIONS = ("crop", "flip", "afa", "dfmx")
+OBJECTIVES = ("ce", "ace", "jsd")
 OPTIMIZERS = ("sgd", "adamw")
-SCHEDULES = ("cosine", "onecycle")
+SCHEDULES = ("cosine", "onecycle", "steps", "plateau")
 PRECISIONS = ("fp32", "bf16", "fp16")
 
-# Where the data lie and how they are loaded may change between a run and its continuation; the rest may not.
-FREE_TO_CHANGE = ("data_dir",)
+# Where the data lie may change between a run and its continuation, and where its masks came from; the rest may not.
+FREE_TO_CHANGE = ("data_dir", "dfm_masks")
 
 
 @dataclass(frozen=True)
@@ -44,8 +48,24 @@ class Settings:
     inhibition: float = 1.0
     trainable_inhibition: bool = False
     augment: tuple[str, ...] = ()
+    afa_strength: float = 10.0
+    afa_reference: bool = False
+    dfm_masks: str | None = None
+    dfm_set: str | None = None
+    dfm_p: float = 0.3
+    dfm_invert: bool = False
+    objective: str = "ce"
+    jsd_lambda: float = 10.0
+    ibn: bool = False
     weight_decay: float = 0.0
+    norm_weight_decay: bool = True
     momentum: float = 0.9
+    nesterov: bool = False
+    grad_clip: float = 0.0
+    accumulate: int = 1
+    min_lr: float = 0.0
+    warmup_epochs: int = 0
+    warmup_start: float = 0.1
     div_factor: float = 25.0
     final_div_factor: float = 1e4
     precision: str = "fp32"
@@ -60,16 +80,26 @@ class Settings:
         check_name("optimizer", self.optimizer, OPTIMIZERS)
         check_name("schedule", self.schedule, SCHEDULES)
         check_name("precision", self.precision, PRECISIONS)
+        check_name("objective", self.objective, OBJECTIVES)
         for name in self.augment:
             check_name("augmentation", name, AUGMENTATIONS)
-        for name in ("epochs", "batch_size", "image_size", "limit_train", "limit_test", "log_every"):
+        if len(set(self.augment)) != len(self.augment):
+            raise UsageError(f"--augment names an augmentation twice: {','.join(self.augment)}")
+        if self.objective != "ce" and not set(self.augment) & set(AUXILIARY_AUGMENTATIONS):
+            raise UsageError(f"--objective {self.objective} needs afa among --augment, got {','.join(self.augment)}")
+        for name in ("epochs", "batch_size", "image_size", "limit_train", "limit_test", "log_every", "accumulate"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"{_option(name)} must be 1 or more, got {value}")
         if not self.lr > 0:
             raise UsageError(f"--lr must be positive, got {self.lr}")
-        if self.weight_decay < 0:
-            raise UsageError(f"--weight-decay must not be negative, got {self.weight_decay}")
+        for name in ("weight_decay", "afa_strength", "jsd_lambda", "grad_clip", "min_lr", "warmup_epochs"):
+            if not getattr(self, name) >= 0:
+                raise UsageError(f"{_option(name)} must not be negative, got {getattr(self, name)}")
+        if not 0 <= self.dfm_p <= 1:
+            raise UsageError(f"--dfm-p must be in [0, 1], got {self.dfm_p}")
+        if self.batch_size % self.accumulate:
+            raise UsageError(f"--accumulate {self.accumulate} does not divide --batch-size {self.batch_size}")
         if not 0 <= self.val_fraction < 1:
             raise UsageError(f"--val-fraction must be at least 0 and below 1, got {self.val_fraction}")
         if self.avg_kernel_size < 0 or (self.avg_kernel_size > 0 and self.avg_kernel_size % 2 == 0):
@@ -94,8 +124,19 @@ class Settings:
             raise RecipeError(f"{source}: a setting is missing ({error})") from None
 
     def baseline(self) -> Settings:
-        """The same run with the plain stem."""
-        return dataclasses.replace(self, stem="plain")
+        """The same run with the plain stem and without what the papers add to training."""
+        kept = tuple(name for name in self.augment if name not in PAPER_AUGMENTATIONS)
+        return dataclasses.replace(self, stem="plain", augment=kept, objective="ce", dfm_masks=None)
+
+    @property
+    def is_baseline(self) -> bool:
+        """True if its baseline would be the run itself."""
+        return not self.baseline().differences(self)
+
+    @property
+    def finds_masks(self) -> bool:
+        """True if the run needs dominant frequency masks that no file holds yet."""
+        return "dfmx" in self.augment and self.dfm_masks is None
 
     def differences(self, other: Settings) -> list[str]:
         """Names of the settings that differ and decide the result."""

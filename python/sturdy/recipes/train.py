@@ -1,4 +1,4 @@
-"""``sturdy train``: prepare the run folder, train the network and, if asked for, its baseline."""
+"""``sturdy train``: prepare the run folder, train the network and, if asked for or needed, its baseline."""
 
 from __future__ import annotations
 
@@ -14,12 +14,17 @@ from types import FrameType
 from typing import Any
 
 from rich.console import Console
+from torch import Tensor
 
 from sturdy.recipes import distributed
+from sturdy.recipes.checkpoint import find_checkpoint, load_weights
 from sturdy.recipes.data import DataSet, load_data
+from sturdy.recipes.distributed import World
 from sturdy.recipes.engine import Trainer
 from sturdy.recipes.errors import Interrupted, RecipeError, UsageError
+from sturdy.recipes.models import build_model
 from sturdy.recipes.presets import resolve
+from sturdy.recipes.progress import RunProgress
 from sturdy.recipes.runfolder import RunFolder
 from sturdy.recipes.runlog import read_log
 from sturdy.recipes.settings import Settings
@@ -31,7 +36,7 @@ class TrainOptions:
 
     Attributes:
         out: The run folder.
-        baseline: Train the same network with the plain stem too, into ``out/baseline``.
+        baseline: Train the same network with the plain stem, and plainly, too, into ``out/baseline``.
         resume: Continue the run in ``out``.
         download: Let torchvision fetch the data set.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
@@ -62,20 +67,24 @@ def train(preset: str, chosen: dict[str, Any], options: TrainOptions, console: C
     """
     folder = RunFolder(options.out)
     settings = _settings_to_run(preset, chosen, options, folder)
-    if options.baseline and settings.stem == "plain":
-        raise UsageError("--baseline compares with the plain stem, but --stem is plain already")
+    if options.baseline and settings.is_baseline:
+        raise UsageError("--baseline compares with the plain stem and plain training, but --stem is plain already")
     with distributed.session(options.device) as world, _interruptible(_resume_command(preset, options)):
         shown = console if world.is_main else None
         data = _load(settings, options.download, world)
         runs = [(folder, settings)]
-        if options.baseline:
+        if settings.finds_masks:  # with its baseline, which must come first
+            runs.insert(0, (folder.baseline, settings.baseline()))
+        elif options.baseline:
             runs.append((folder.baseline, settings.baseline()))
+        if settings.finds_masks and not len(data.val):
+            raise UsageError("--augment dfmx finds its masks on validation images; give --val-fraction or --dfm-masks")
         if world.is_main:
             for run_folder, run_settings in runs:
                 _prepare(run_folder, run_settings, data)
         world.barrier()
         for run_folder, run_settings in runs:
-            label = run_settings.stem if run_settings.stem == "plain" else settings.preset
+            label = "plain" if run_settings.is_baseline else settings.preset
             trainer = Trainer(
                 run_settings,
                 data,
@@ -84,6 +93,7 @@ def train(preset: str, chosen: dict[str, Any], options: TrainOptions, console: C
                 console=shown,
                 label=label,
                 workers=options.workers,
+                masks=_masks(run_folder, run_settings, data, world, shown) if "dfmx" in run_settings.augment else None,
                 checkpoint_minutes=options.checkpoint_minutes,
             )
             finished = trainer.is_finished
@@ -94,7 +104,7 @@ def train(preset: str, chosen: dict[str, Any], options: TrainOptions, console: C
                 _report(shown, run_folder, label, finished)
 
 
-def _load(settings: Settings, download: bool, world: distributed.World) -> DataSet:
+def _load(settings: Settings, download: bool, world: World) -> DataSet:
     """The data set; what has to be fetched is fetched by the first process while the others wait."""
     if not download:
         return load_data(settings)
@@ -104,6 +114,33 @@ def _load(settings: Settings, download: bool, world: distributed.World) -> DataS
         return data
     world.barrier()
     return load_data(settings)
+
+
+def _masks(folder: RunFolder, settings: Settings, data: DataSet, world: World, console: Console | None) -> Tensor:
+    """The masks of a run, which it keeps in its folder: from the user's file, or found with its baseline."""
+    from sturdy.recipes import dominant
+    from sturdy.transforms import save_masks
+
+    if world.is_main and not folder.masks.exists():
+        if settings.dfm_masks is not None:
+            masks = dominant.read_masks(Path(settings.dfm_masks), settings.dfm_set, data)
+        else:
+            plain = settings.baseline()
+            model = build_model(
+                plain, in_channels=data.channels, num_classes=len(data.classes), image_size=data.image_size
+            )
+            checkpoint = find_checkpoint(folder.baseline.last)
+            if checkpoint is None:
+                raise RecipeError(f"{folder.baseline.path} has no checkpoint to find masks with")
+            load_weights(checkpoint, model)
+            steps = len(data.classes) * int(dominant.removal_order(*data.image_shape).max())
+            with RunProgress(console, "masks", steps) as progress:
+                masks = dominant.find_masks(model.to(world.device).eval(), data, world, progress)
+        aside = folder.masks.with_name("dfms.new.npz")
+        save_masks(aside, {settings.dfm_set or settings.model: masks}, dominant.removal_order(*data.image_shape))
+        os.replace(aside, folder.masks)
+    world.barrier()
+    return dominant.read_masks(folder.masks, None, data)
 
 
 def _settings_to_run(preset: str, chosen: dict[str, Any], options: TrainOptions, folder: RunFolder) -> Settings:
