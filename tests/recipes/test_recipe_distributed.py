@@ -99,6 +99,15 @@ def test_runs_of_two_processes(npz: Path, tmp_path: Path) -> None:
     assert sorted(os.listdir(run)) == ["best", "config.json", "last", "log.jsonl"]
 
 
+def test_masks_and_auxiliary_images_in_two_processes(npz: Path, tmp_path: Path) -> None:
+    """The first process finds the masks while the other waits; three views go through both in one pass."""
+    words = ["-m", "sturdy.recipes.cli", "train", "dfmx", *tiny(npz, tmp_path / "run", "--epochs", 1)[2:]]
+    done = torchrun([*words, "--augment", "crop,dfmx,afa", "--objective", "jsd", "--val-fraction", 0.3])
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("test accuracy") == 2  # of the baseline, too
+    assert (tmp_path / "run" / "dfms.npz").exists()
+
+
 def test_batch_must_divide(npz: Path, tmp_path: Path) -> None:
     from sturdy.recipes.data import load_data
     from sturdy.recipes.distributed import World
