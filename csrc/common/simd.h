@@ -13,7 +13,6 @@
 #if defined(__x86_64__)
 #if defined(__GNUC__) && !defined(__clang__)  // gcc 12 warns of its own header's undefined vectors
 #pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wuninitialized"
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #endif
