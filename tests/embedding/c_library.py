@@ -54,6 +54,10 @@ class WaveAddOptions(ctypes.Structure):
     _fields_ = [("struct_size", c_uint32), ("flags", c_uint32), ("low", c_double), ("high", c_double)]
 
 
+class SpectralFilterOptions(ctypes.Structure):
+    _fields_ = [("struct_size", c_uint32), ("flags", c_uint32), ("low", c_double), ("high", c_double)]
+
+
 BODY = ctypes.CFUNCTYPE(None, pointer, c_int64, c_int64)
 PARALLEL_FOR = ctypes.CFUNCTYPE(None, pointer, c_int64, c_int64, BODY, pointer)
 
@@ -72,6 +76,7 @@ class Context(ctypes.Structure):
 
 TENSOR, OPTIONS, CONTEXT = POINTER(Tensor), POINTER(Options), POINTER(Context)
 WAVE_ADD_OPTIONS = POINTER(WaveAddOptions)
+FILTER_OPTIONS = POINTER(SpectralFilterOptions)
 SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "sturdy_abi_version": (c_uint32, []),
     "sturdy_version": (c_char_p, []),
@@ -93,6 +98,9 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
         c_int32,
         [CONTEXT, WAVE_ADD_OPTIONS, TENSOR, TENSOR, TENSOR, TENSOR, TENSOR, TENSOR, TENSOR],
     ),
+    "sturdy_spectral_filter_infer": (c_int32, [FILTER_OPTIONS, TENSOR, TENSOR, TENSOR, TENSOR]),
+    "sturdy_spectral_filter": (c_int32, [CONTEXT, FILTER_OPTIONS, TENSOR, TENSOR, TENSOR, TENSOR]),
+    "sturdy_spectral_filter_backward": (c_int32, [CONTEXT, FILTER_OPTIONS, *[TENSOR] * 6]),
 }
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import ctypes
-from ctypes import byref, c_double, c_int32, c_int64, c_uint32
+from ctypes import byref, c_int64
 from typing import Any
 
 import c_library
 import numpy as np
 import pytest
+from c_library import SpectralFilterOptions as Options
 
 import sturdy
 from sturdy.numpy import spectral_filter, spectral_filter_backward
@@ -96,20 +97,9 @@ def test_wrong_arguments(change: dict[str, Any], error: type[Exception], message
 # ---- C ---------------------------------------------------------------------------------------------------------------
 
 
-class Options(ctypes.Structure):
-    _fields_ = [("struct_size", c_uint32), ("flags", c_uint32), ("low", c_double), ("high", c_double)]
-
-
 @pytest.fixture(scope="module")
 def library() -> ctypes.CDLL:
-    library = c_library.load()
-    tensor, options = c_library.TENSOR, ctypes.POINTER(Options)
-    library.sturdy_spectral_filter_infer.argtypes = [options, tensor, tensor, tensor, tensor]
-    library.sturdy_spectral_filter.argtypes = [c_library.CONTEXT, options, tensor, tensor, tensor, tensor]
-    library.sturdy_spectral_filter_backward.argtypes = [c_library.CONTEXT, options, *[tensor] * 6]
-    for name in ("", "_infer", "_backward"):
-        getattr(library, f"sturdy_spectral_filter{name}").restype = c_int32
-    return library
+    return c_library.load()
 
 
 def last_error(library: ctypes.CDLL) -> str:
