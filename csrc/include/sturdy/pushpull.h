@@ -16,10 +16,9 @@
 extern "C" {
 #endif
 
-/* m is taken of each input channel of a filter apart: q = conv2d(input, m - weight) with m_oc = min + max over (kH, kW)
- */
+/* m is taken of each input channel of a filter apart: q = conv2d(input, m - weight), m_oc = min + max over (kH, kW). */
 #define STURDY_PUSH_PULL_CHANNEL_RANGE 1u
-/* On CUDA, float32 may be multiplied on tensor cores, after rounding to 10 fraction bits (tf32). Elsewhere no effect. */
+/* On CUDA, float32 may be multiplied on tensor cores, after rounding to 10 fraction bits (tf32). */
 #define STURDY_PUSH_PULL_ALLOW_TF32 2u
 
 typedef struct sturdy_push_pull_conv2d_options {
