@@ -4,7 +4,11 @@
 #include <cstdint>
 #include <cstring>
 
+#if defined(__SANITIZE_ADDRESS__)
+#define STURDY_ALWAYS_INLINE inline  // a kernel inlined into one function, with its checks, takes a compiler minutes
+#else
 #define STURDY_ALWAYS_INLINE inline __attribute__((always_inline))
+#endif
 
 namespace sturdy {
 

@@ -26,7 +26,11 @@
 #define STURDY_ISA_NAMESPACE portable
 #endif
 
+#if defined(__SANITIZE_ADDRESS__)
+#define STURDY_UNROLL
+#else
 #define STURDY_UNROLL _Pragma("GCC unroll 32")
+#endif
 
 namespace sturdy {
 namespace STURDY_ISA_NAMESPACE {
