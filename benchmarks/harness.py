@@ -33,7 +33,8 @@ class Comparison:
     """One row of a table: the same work by several contenders.
 
     ``prepare`` makes the tensors, checks every contender's answer (a wrong one is never timed) and returns the calls to
-    time by name, ``SUBJECT`` among them. ``flops`` and ``bytes`` are what the work cannot do without.
+    time by name, ``SUBJECT`` among them. ``bytes`` is what the work cannot do without, ``flops`` what its plain
+    formulation takes: a kernel that needs fewer products can be faster than these at the rate of a matrix product.
     """
 
     op: str
@@ -276,10 +277,10 @@ def table(described: dict[str, Any], rows: list[dict[str, Any]]) -> str:
     lines += [
         "",
         "Medians; a ratio is the median over rounds of two times of the same round, above 1 where ours wins.",
-        "In parentheses what a matrix product and a copy reach in the same rounds; the floors are the least traffic",
-        "and arithmetic of the work at those rates. Memory is what torch's allocator hands out, outputs included:",
-        "ours, then the peers' in the order of the columns; kept is what autograd holds after forward, parameters left",
-        "out.",
+        "In parentheses what a matrix product and a copy reach in the same rounds; the floors are the least traffic,",
+        "and the arithmetic of the plain formulation, at those rates: a kernel that needs fewer products can be below",
+        "the second. Memory is what torch's allocator hands out, outputs included: ours, then the peers' in the order",
+        "of the columns; kept is what autograd holds after forward, parameters left out.",
         "",
         "| " + " | ".join(head) + " |",
         "|" + "---|" * len(head),

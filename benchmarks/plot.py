@@ -1,6 +1,7 @@
 """Draw the forward rows of a result of ``run.py``: ``python benchmarks/plot.py results/MACHINE.json picture.png``.
 
-One panel per shape; bars are times, the dashed line is the larger of the two floors (traffic, arithmetic).
+One panel per shape of PushPull convolution; bars are times. The dashed line is the larger of two times: that of the
+least traffic, and that of the direct convolution's arithmetic at the rate of torch's matrix product.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ def main() -> None:
     """Read the file named first, write the picture named second."""
     source, target = map(Path, sys.argv[1:3])
     result = json.loads(source.read_text())
-    rows = [row for row in result["rows"] if row["work"] == "forward" and row["heap"] != "default"]
+    rows = [row for row in result["rows"] if row["op"] == "push_pull_conv2d" and row["work"] == "forward"]
+    rows = [row for row in rows if row["heap"] != "default" and row["dtype"] == "float32"]
     shapes = list(dict.fromkeys(row["shape"] for row in rows if row["ms"]["sturdy"] > 0.1))
     figure, panels = plt.subplots(1, len(shapes), figsize=(4.2 * len(shapes), 3.8), layout="constrained")
     for panel, shape in zip(panels, shapes, strict=True):
@@ -42,7 +44,7 @@ def draw(panel: plt.Axes, shape: str, rows: list[dict]) -> None:
         panel.bar(places, [row["ms"][name] for row in rows], width, color=COLOURS[name], label=LABELS[name])
     for place, row in enumerate(rows):
         floor = max(row["floor_ms"].values())
-        label = "floor of the machine" if place == 0 else None
+        label = "traffic, or direct convolution at the GEMM rate" if place == 0 else None
         panel.hlines(floor, place - 0.45, place + 0.45, colors="black", linestyles="dashed", label=label)
     panel.set_xticks(range(len(rows)), [row["variant"] for row in rows])
     panel.set_title(shape, fontsize=10)
