@@ -2,6 +2,7 @@
 // -DSTURDY_ISA_NAMESPACE=<portable, avx2 or avx512> and the matching machine flags.
 #include "pushpull/push_pull_conv2d_cpu_backward.h"
 #include "pushpull/push_pull_conv2d_cpu_forward.h"
+#include "pushpull/push_pull_conv2d_cpu_grad_input_kernels.h"
 
 namespace sturdy {
 namespace STURDY_ISA_NAMESPACE {

@@ -28,6 +28,11 @@ STURDY_ALWAYS_INLINE void fill_zero(T* to, int64_t count) {
   }
 }
 
+template <typename T>
+STURDY_ALWAYS_INLINE void add_to(T* to, Vec<T> v) {
+  store(to, load(to) + v);
+}
+
 // ---- rows of tensors ----
 
 template <typename S>
