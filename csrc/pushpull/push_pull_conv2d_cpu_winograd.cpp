@@ -22,8 +22,6 @@ constexpr double kMostExtraWork = 1.25;
 // When it is worth while, as measured on one machine with AVX-512.
 constexpr int64_t kLeastGain = 14;  // tenths: multiplications of the direct form over those of this
 constexpr int64_t kSmallFilterBytes = int64_t{64} << 10;
-constexpr int64_t kCachedFilterBytes = int64_t{1} << 20;
-constexpr int64_t kTilesPerCall = 160;
 constexpr int64_t kTilesPerImage = 40;
 
 // Cuts the images into tasks. Chunks of filter blocks cost transforming the input again, ranges of rows cost computing
@@ -174,13 +172,12 @@ bool winograd_applies(const PushPullForwardParams& params) {
   if (10 * direct < kLeastGain * products) {
     return false;
   }
-  // Large filters are worth transforming if enough tiles use them, and worth reading again for each image if that image
-  // has enough.
+  // Large filters are worth reading again for each image that has enough tiles. The batch is not asked: an image alone
+  // and the same image among others must have the same bits.
   const int64_t filter_bytes =
       products * g.in_channels / g.groups * g.out_channels * static_cast<int64_t>(sizeof(float));
   const int64_t tiles = divide_up(g.out_h, 2) * divide_up(g.out_w, 2);
-  return filter_bytes <= kSmallFilterBytes ||
-         (g.batch * tiles >= kTilesPerCall && (tiles >= kTilesPerImage || filter_bytes <= kCachedFilterBytes));
+  return filter_bytes <= kSmallFilterBytes || tiles >= kTilesPerImage;
 }
 
 Status winograd_forward(const PushPullForwardParams& params, const Threads& threads) {

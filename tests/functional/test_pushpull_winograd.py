@@ -96,6 +96,26 @@ def test_agrees_with_the_other_kernels(backend, name):
     assert_close_to_reference(out, other, exact, factor=3.0)
 
 
+@pytest.mark.parametrize("channels", [3, 96])
+@pytest.mark.parametrize("side", [1, 6, 14, 33])
+def test_a_batch_of_one_is_its_row(backend, side, channels):
+    """Which form is taken is a matter of the image's size, not of how many images there are."""
+    images, weight = random((24, channels, side, side), 0), random((96, channels, 3, 3), 1)
+    gradient = random((24, 96, side, side), 2)
+
+    def out_and_gradient(rows: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        image = images[rows].clone().requires_grad_()
+        out = push_pull_conv2d(image, weight, 0.7, padding=1, avg_kernel_size=3)
+        (grad,) = torch.autograd.grad(out, image, gradient[rows])
+        return out.detach(), grad
+
+    out, grad = out_and_gradient(slice(None))
+    for image in (0, 23):
+        alone, grad_alone = out_and_gradient(slice(image, image + 1))
+        assert torch.equal(alone[0], out[image])
+        assert torch.equal(grad_alone[0], grad[image])
+
+
 @pytest.mark.parametrize(
     "name",
     ["odd_map", "whole_vectors_unpooled", "seven_taps_stride_2", "bands_shorter_than_windows", "many_filters"],
