@@ -20,7 +20,8 @@ constexpr double kTransformFilters = 8;
 constexpr double kMostExtraWork = 1.25;
 
 // When it is worth while, as measured on one machine with AVX-512.
-constexpr int64_t kLeastGain = 14;  // tenths: multiplications of the direct form over those of this
+constexpr int64_t kLeastFilters = 8;  // of a group
+constexpr int64_t kLeastGain = 14;    // tenths: multiplications of the direct form over those of this
 constexpr int64_t kSmallFilterBytes = int64_t{64} << 10;
 constexpr int64_t kTilesPerImage = 40;
 
@@ -158,24 +159,28 @@ const WinogradKernels& winograd_kernels(DType dtype) {
   }
 }
 
-bool winograd_applies(const PushPullForwardParams& params) {
-  const PushPullGeometry& g = params.geometry;
+bool winograd_gains(const PushPullGeometry& g) {
   const bool empty = g.batch * g.in_channels * g.out_channels * g.out_h * g.out_w * g.kernel_h * g.kernel_w == 0;
   if (empty || g.dtype == DType::f64 || g.channel_range || g.dilation_h != 1 || g.dilation_w != 1) {
     return false;
   }
-  if (params.out.stride[3] != 1 || g.out_channels / g.groups < 8) {
-    return false;
-  }
   const int64_t direct = 4 * g.kernel_h * g.kernel_w;
-  const int64_t products = winograd_terms(g.kernel_h, g.stride_h) * winograd_terms(g.kernel_w, g.stride_w);
-  if (10 * direct < kLeastGain * products) {
+  return g.out_channels / g.groups >= kLeastFilters && 10 * direct >= kLeastGain * winograd_products(g);
+}
+
+int64_t winograd_products(const PushPullGeometry& g) {
+  return winograd_terms(g.kernel_h, g.stride_h) * winograd_terms(g.kernel_w, g.stride_w);
+}
+
+bool winograd_applies(const PushPullForwardParams& params) {
+  const PushPullGeometry& g = params.geometry;
+  if (!winograd_gains(g) || params.out.stride[3] != 1) {
     return false;
   }
   // Large filters are worth reading again for each image that has enough tiles. The batch is not asked: an image alone
   // and the same image among others must have the same bits.
   const int64_t filter_bytes =
-      products * g.in_channels / g.groups * g.out_channels * static_cast<int64_t>(sizeof(float));
+      winograd_products(g) * g.in_channels / g.groups * g.out_channels * static_cast<int64_t>(sizeof(float));
   const int64_t tiles = divide_up(g.out_h, 2) * divide_up(g.out_w, 2);
   return filter_bytes <= kSmallFilterBytes || tiles >= kTilesPerImage;
 }

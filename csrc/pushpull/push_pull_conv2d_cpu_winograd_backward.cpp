@@ -20,7 +20,6 @@ constexpr int64_t kHeldBytes = int64_t{512} << 10;    // of gp held for the sums
 constexpr int64_t kTileBytes = int64_t{384} << 10;    // of transformed input and gradients taken at a time
 constexpr int64_t kFloat = sizeof(float);
 
-constexpr int64_t kLeastGain = 14;  // tenths: multiplications of the direct form over those of this
 constexpr int64_t kFiltersPerPanel = 32;
 constexpr int64_t kCachedFilterBytes = int64_t{256} << 10;
 constexpr int64_t kTilesPerImage = 16;
@@ -86,20 +85,11 @@ bool is_channels_last(const View4& view) { return view.data != nullptr && view.s
 
 bool winograd_backward_applies(const PushPullBackwardParams& params) {
   const PushPullGeometry& g = params.geometry;
-  const bool empty = g.batch * g.in_channels * g.out_channels * g.out_h * g.out_w * g.kernel_h * g.kernel_w == 0;
-  if (empty || g.dtype == DType::f64 || g.channel_range || g.dilation_h != 1 || g.dilation_w != 1) {
-    return false;
-  }
-  if (g.out_channels / g.groups < 8 || is_channels_last(params.grad_out) || is_channels_last(params.push)) {
-    return false;
-  }
-  const int64_t direct = 4 * g.kernel_h * g.kernel_w;
-  const int64_t products = winograd_terms(g.kernel_h, g.stride_h) * winograd_terms(g.kernel_w, g.stride_w);
-  if (10 * direct < kLeastGain * products) {
+  if (!winograd_gains(g) || is_channels_last(params.grad_out) || is_channels_last(params.push)) {
     return false;
   }
   // The gradients of the transformed filters are read and written for each image: it must have tiles enough for that.
-  const int64_t filter_bytes = products * g.in_channels / g.groups * kFiltersPerPanel * kFloat;
+  const int64_t filter_bytes = winograd_products(g) * g.in_channels / g.groups * kFiltersPerPanel * kFloat;
   const int64_t tiles = divide_up(g.out_h, 2) * divide_up(g.out_w, 2);
   return tiles >= (filter_bytes <= kCachedFilterBytes ? kTilesPerImage : kTilesPerLargeImage);
 }

@@ -123,6 +123,12 @@ void place_winograd(WinogradPlan& plan, Arena& arena);
 // Fills what the filters' values do not enter. A view without data: geometry.strength, no bias.
 void fill_winograd(WinogradPlan& plan, const ChannelView& inhibition, const ChannelView& bias);
 
+// Has this form kernels for the call, and fewer products by enough?
+bool winograd_gains(const PushPullGeometry& geometry);
+
+// Products for a tile of outputs, an input channel and a filter. The direct sum has 4 * kernel_h * kernel_w.
+int64_t winograd_products(const PushPullGeometry& geometry);
+
 // Does this path serve the convolution, and is it the faster one?
 bool winograd_applies(const PushPullForwardParams& params);
 
