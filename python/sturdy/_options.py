@@ -64,3 +64,13 @@ def paddings(
         return (rows // 2, rows - rows // 2, columns // 2, columns - columns // 2)
     rows, columns = pair(op, "padding", padding, least=0)
     return (rows, rows, columns, columns)
+
+
+def clip(op: str, value: Any) -> list[float]:
+    """The bounds of a clamp as (low, high), or nothing for None."""
+    if value is None:
+        return []
+    bounds = [float(bound) for bound in value]
+    if len(bounds) != 2 or not bounds[0] <= bounds[1]:
+        raise ValueError(f"{op}: clip must be (low, high) with low <= high, or None, got {value!r}")
+    return bounds

@@ -194,7 +194,7 @@ def test_wheel_from_sdist(sdist: Path, tmp_path: Path) -> None:
         names = set(archive.namelist())
     for name in (
         *("lib/libsturdy_core.so", "lib/libsturdy_torch.so", "include/sturdy/sturdy.h", "include/sturdy/sturdy.hpp"),
-        *("share/cmake/sturdy/sturdy-config.cmake", "py.typed", "numpy.py", "functional/pushpull.py"),
+        *("share/cmake/sturdy/sturdy-config.cmake", "py.typed", "numpy/__init__.py", "functional/pushpull.py"),
     ):
         assert f"sturdy/{name}" in names, name
     assert any(re.fullmatch(r"sturdy/_numpy\.\S+\.so", name) for name in names)

@@ -5,6 +5,7 @@
 
 namespace sturdy::numpy_binding {
 
-void define_fourier(pybind11::module_& m);
+void define_spectral_filter(pybind11::module_& m);
+void define_wave_add(pybind11::module_& m);
 
 }  // namespace sturdy::numpy_binding

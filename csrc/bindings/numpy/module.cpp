@@ -1,4 +1,4 @@
-// The Python module sturdy._numpy. What users call, with its documentation, is in sturdy/numpy.py.
+// The Python module sturdy._numpy. What users call, with its documentation, is in sturdy/numpy/.
 #include <pybind11/pybind11.h>
 
 #include <string>
@@ -17,6 +17,7 @@ PYBIND11_MODULE(_numpy, m, py::mod_gil_not_used()) {
                            ": build both from one version");
   }
   sturdy::numpy_binding::register_exceptions();
-  sturdy::numpy_binding::define_fourier(m);
   sturdy::numpy_binding::define_pushpull(m);
+  sturdy::numpy_binding::define_spectral_filter(m);
+  sturdy::numpy_binding::define_wave_add(m);
 }

@@ -64,6 +64,11 @@ void advise_huge_pages(void* data, int64_t bytes) {
 
 }  // namespace
 
+std::vector<int64_t> sizes_of(const Tensor& tensor) {
+  const auto sizes = tensor.sizes();
+  return std::vector<int64_t>(sizes.begin(), sizes.end());
+}
+
 sturdy_dtype to_sturdy(ScalarType type) {
   switch (type) {
     case ScalarType::Float:

@@ -33,6 +33,9 @@ Tensor make(const Tensor& like, const std::vector<int64_t>& sizes, ScalarType dt
 // sturdy.functional has the same rule for its fake kernels.
 MemoryFormat output_format(const Tensor& input);
 
+// The sizes as `make` takes them.
+std::vector<int64_t> sizes_of(const Tensor& tensor);
+
 // The dtype codes of the C API.
 sturdy_dtype to_sturdy(ScalarType type);
 

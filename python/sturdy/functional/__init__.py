@@ -5,10 +5,14 @@ from sturdy._load import load_library
 load_library()
 
 from sturdy import _flops as _flops  # noqa: E402  (the ops must be loaded first)
-from sturdy.functional.fourier import spectral_filter, spectrum_waves, wave_add, wave_norm  # noqa: E402
+from sturdy import _registration  # noqa: E402
 from sturdy.functional.pushpull import push_pull_conv2d  # noqa: E402
 from sturdy.functional.pushpull2020 import push_pull_2020_conv2d  # noqa: E402
+from sturdy.functional.spectral import spectral_filter  # noqa: E402
 from sturdy.functional.surround import surround_kernel, surround_suppression_conv2d  # noqa: E402
+from sturdy.functional.waves import spectrum_waves, wave_add, wave_norm  # noqa: E402
+
+_registration.register("sturdy")
 
 __all__ = [
     "push_pull_2020_conv2d",

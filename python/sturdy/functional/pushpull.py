@@ -348,6 +348,3 @@ def _register(namespace: str) -> None:
     backward_op = getattr(torch.ops, namespace).push_pull_conv2d_backward
     torch.library.register_vmap(backward, _registration.vmap_by_loop(backward_op))
     _registration.register_autocast(namespace, "push_pull_conv2d", _cast_forward)
-
-
-_registration.register("sturdy")
