@@ -22,6 +22,7 @@ std::string describe_build() {
   text += ", \"build_type\": \"" STURDY_BUILD_TYPE "\"";
   text += ", \"cpu_kernels\": [" STURDY_ISA_LIST "]";
   text += std::string(", \"cpu_kernels_used\": \"") + isa_name(cpu_isa()) + "\"";
+  text += std::string(", \"cpu_bfloat16\": \"") + isa_name(cpu_bf16_isa()) + "\"";
 #if defined(STURDY_WITH_CUDA)
   text += ", \"cuda\": {\"toolkit\": \"" STURDY_CUDA_TOOLKIT "\", \"architectures\": [" STURDY_CUDA_ARCH_LIST "]";
   text += ", \"runtime\": " + std::to_string(cuda_runtime_version());

@@ -156,6 +156,17 @@ const char* isa_name(Isa isa) {
   }
 }
 
+const char* isa_name(Bf16Isa isa) {
+  switch (isa) {
+    case Bf16Isa::amx:
+      return "amx";
+    case Bf16Isa::avx512_bf16:
+      return "avx512_bf16";
+    default:
+      return "none";
+  }
+}
+
 const char* built_isas() {
 #if defined(__x86_64__)
   return "portable avx2 avx512";

@@ -32,6 +32,7 @@ Isa machine_isa();
 Bf16Isa machine_bf16_isa();
 
 const char* isa_name(Isa isa);
+const char* isa_name(Bf16Isa isa);
 
 // The ones in this build, for example "portable avx2 avx512".
 const char* built_isas();

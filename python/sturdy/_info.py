@@ -21,15 +21,18 @@ _EXTRAS = {
     "test": ["pytest", "pytest_benchmark", "hypothesis"],
 }
 
+_BFLOAT16 = {"none": "in float32", "avx512_bf16": "AVX512-BF16", "amx": "AMX"}
+
 
 def build_info() -> dict[str, Any]:
     """What this build contains.
 
     Returns:
         A dictionary: ``version``, ``abi``, ``compiler``, ``build_type``, ``cpu_kernels`` (instruction sets compiled),
-        ``cpu_kernels_used`` (the one chosen on this machine), ``cuda`` (None, or ``toolkit``, ``architectures``,
-        ``runtime`` inside the library, ``least_driver`` it needs, and ``driver`` found, None without one) and
-        ``bindings`` (name to whether it was built).
+        ``cpu_kernels_used`` (the one chosen on this machine), ``cpu_bfloat16`` (what multiplies bfloat16 matrices on
+        it: ``"none"`` for the float32 vectors, ``"avx512_bf16"`` or ``"amx"``), ``cuda`` (None, or ``toolkit``,
+        ``architectures``, ``runtime`` inside the library, ``least_driver`` it needs, and ``driver`` found, None without
+        one) and ``bindings`` (name to whether it was built).
 
     Raises:
         ImportError: the C library is missing or of another version.
@@ -68,6 +71,7 @@ def info_lines() -> list[str]:
     bindings = ", ".join(f"{name} {'yes' if built else 'no'}" for name, built in info["bindings"].items())
     lines.append(f"bindings: {bindings}")
     lines.append(f"CPU kernels: {', '.join(info['cpu_kernels'])}; used here: {info['cpu_kernels_used']}")
+    lines.append(f"bfloat16 matrix products on the CPU: {_BFLOAT16[info['cpu_bfloat16']]}")
     cuda = info["cuda"]
     if cuda is None:
         lines.append("CUDA kernels: none in this build")

@@ -37,10 +37,19 @@ def test_build_info() -> None:
     assert info["version"] == sturdy.__version__
     assert info["bindings"]["numpy"] is True
     assert info["cpu_kernels_used"] in info["cpu_kernels"]
+    assert info["cpu_bfloat16"] in ("none", "avx512_bf16", "amx")
     assert re.fullmatch(r"\S+ [\d.]+", info["compiler"])
     assert info["cuda"] is None or {"toolkit", "architectures", "runtime", "least_driver", "driver"} <= set(
         info["cuda"]
     )
+
+
+@pytest.mark.parametrize("isa", ["portable", "avx512"])
+def test_build_info_follows_the_chosen_instructions(isa: str) -> None:
+    done = run_python(
+        "import sturdy; print(sturdy.build_info()['cpu_bfloat16'])", env=python_environment() | {"STURDY_ISA": isa}
+    )
+    assert done.stdout.split() == ["none"]
 
 
 def test_paths_for_build_systems(tmp_path: Path) -> None:

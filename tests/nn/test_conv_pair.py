@@ -23,6 +23,7 @@ OPTIONS = {
     "reflect": dict(padding=(2, 1), padding_mode="reflect", avg_kernel_size=5),
     "circular_same": dict(padding="same", padding_mode="circular", dilation=2),
     "pool_beyond_map": dict(kernel_size=7, avg_kernel_size=11),
+    "channel_range": dict(padding=1, avg_kernel_size=3, range_dims="channel", trainable_inhibition=True),
 }
 
 

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from sturdy import _options
 from sturdy.functional import push_pull_conv2d
 from sturdy.nn._from_conv import from_conv
+from sturdy.nn._inhibited import InhibitedConv2d
 from sturdy.nn.conv_pair import PushPullConvPair
 
 
-class PushPullConv2d(nn.Conv2d):
+class PushPullConv2d(InhibitedConv2d):
     """A convolution whose response is inhibited by that to the contrast-inverted kernel; replaces ``nn.Conv2d``.
 
     ``relu(p) - inhibition * relu(avg_pool(q)) + bias``, see :func:`sturdy.functional.push_pull_conv2d`. Meant for the
@@ -71,25 +72,7 @@ class PushPullConv2d(nn.Conv2d):
         self.avg_kernel_size = avg_kernel_size or 0
         self.range_dims = range_dims
         self.keep_push = keep_push
-        self.trainable_inhibition = trainable_inhibition
-        self.inhibition: float | nn.Parameter
-        if trainable_inhibition:
-            self.inhibition = nn.Parameter(torch.empty(out_channels, device=device, dtype=dtype))
-        else:
-            self.inhibition = float(inhibition)
-        self._reset_own_parameters()
-
-    def reset_parameters(self) -> None:
-        """Draw new parameters: the weight as ``nn.Conv2d``, bias from U(-1, 1), trainable inhibition from U(0, 1)."""
-        super().reset_parameters()
-        if hasattr(self, "trainable_inhibition"):  # not yet while nn.Conv2d is being constructed
-            self._reset_own_parameters()
-
-    def _reset_own_parameters(self) -> None:
-        if self.bias is not None:
-            nn.init.uniform_(self.bias, -1.0, 1.0)
-        if isinstance(self.inhibition, nn.Parameter):
-            nn.init.uniform_(self.inhibition, 0.0, 1.0)
+        self._set_inhibition(inhibition, trainable_inhibition)
 
     def forward(self, input: Tensor) -> Tensor:
         """Apply the layer; see the class."""

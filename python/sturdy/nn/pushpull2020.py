@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from sturdy.functional.pushpull2020 import enlarge_kernel, pull_kernel_size, push_pull_2020_conv2d
 from sturdy.nn._from_conv import from_conv
+from sturdy.nn._inhibited import InhibitedConv2d
 
 
-class PushPull2020Conv2d(nn.Conv2d):
+class PushPull2020Conv2d(InhibitedConv2d):
     """A convolution inhibited by the response to its own kernel, enlarged and of opposite sign.
 
     ``relu(p + bias) - inhibition * relu(-q - bias)``, see :func:`sturdy.functional.push_pull_2020_conv2d`. The layer
@@ -74,21 +75,13 @@ class PushPull2020Conv2d(nn.Conv2d):
         self.out_channels = out_channels
         self.scale = scale
         self.dual_output = dual_output
-        self.trainable_inhibition = trainable_inhibition
-        self.inhibition: float | nn.Parameter
-        if trainable_inhibition:
-            self.inhibition = nn.Parameter(torch.empty(out_channels, device=device, dtype=dtype))
-        else:
-            self.inhibition = float(inhibition)
-        self._reset_inhibition()
+        self._set_inhibition(inhibition, trainable_inhibition)
 
     def reset_parameters(self) -> None:
         """Draw new parameters: weight and bias as ``nn.Conv2d``, a trainable inhibition about 1/2."""
         super().reset_parameters()
-        if hasattr(self, "trainable_inhibition"):  # not yet while nn.Conv2d is being constructed
-            self._reset_inhibition()
 
-    def _reset_inhibition(self) -> None:
+    def _reset_own_parameters(self) -> None:
         if isinstance(self.inhibition, nn.Parameter):
             spread = (self.in_channels * self.out_channels) ** -0.5
             nn.init.uniform_(self.inhibition, 0.5 - spread, 0.5 + spread)

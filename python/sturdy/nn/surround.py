@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from sturdy.functional.surround import surround_kernel, surround_suppression_conv2d
 from sturdy.nn._from_conv import from_conv
+from sturdy.nn._inhibited import InhibitedConv2d
 
 
-class SurroundSuppressionConv2d(nn.Conv2d):
+class SurroundSuppressionConv2d(InhibitedConv2d):
     """A convolution whose rectified response is inhibited by that in a ring around each pixel.
 
     ``r - inhibition * conv2d(r, surround) + bias``, see :func:`sturdy.functional.surround_suppression_conv2d`. An
@@ -58,28 +59,13 @@ class SurroundSuppressionConv2d(nn.Conv2d):
         super().__init__(
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype
         )
-        self.trainable_inhibition = trainable_inhibition
-        self.inhibition: float | nn.Parameter
-        if trainable_inhibition:
-            self.inhibition = nn.Parameter(torch.empty(out_channels, device=device, dtype=dtype))
-        else:
-            self.inhibition = float(inhibition)
         self.register_buffer("surround", surround_kernel(self.weight.device, self.weight.dtype), persistent=False)
-        self._reset_own_parameters()
-
-    def reset_parameters(self) -> None:
-        """Draw new parameters: the weight as ``nn.Conv2d``, bias from U(-1, 1), trainable inhibition from U(0, 1)."""
-        super().reset_parameters()
-        if hasattr(self, "trainable_inhibition"):  # not yet while nn.Conv2d is being constructed
-            self._reset_own_parameters()
-            # Of no value yet in a module that came from the meta device by to_empty().
-            self.surround = surround_kernel(self.weight.device, self.weight.dtype)
+        self._set_inhibition(inhibition, trainable_inhibition)
 
     def _reset_own_parameters(self) -> None:
-        if self.bias is not None:
-            nn.init.uniform_(self.bias, -1.0, 1.0)
-        if isinstance(self.inhibition, nn.Parameter):
-            nn.init.uniform_(self.inhibition, 0.0, 1.0)
+        super()._reset_own_parameters()
+        # Of no value yet in a module that came from the meta device by to_empty().
+        self.surround = surround_kernel(self.weight.device, self.weight.dtype)
 
     def forward(self, input: Tensor) -> Tensor:
         """Apply the layer; see the class."""
