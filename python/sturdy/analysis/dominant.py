@@ -93,7 +93,8 @@ def compute_dfm(
         tolerance: How many images fewer may be recognised: a number of images, or below 1 a part of those that are
             recognised at the start.
         scope: ``"step"``: fewer than after the last removal, as in the paper, so that losses add up over the levels;
-            ``"global"``: fewer than at the start, which bounds the loss in all.
+            ``"global"``: fewer than at the start, which bounds the loss in all (but for cells of level 0, which go
+            anyway).
         classes: Which classes; None for all outputs of the model.
         keep_dc: Never take frequency 0, the mean of each image, whatever its level.
         images_per_class: At most so many, the first ones; None for all.
