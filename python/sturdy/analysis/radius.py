@@ -56,7 +56,14 @@ def plot_radius_curves(curves: dict[str, RadiusCurve], path: str | os.PathLike[s
     for i, (label, curve) in enumerate(curves.items()):
         colour = _pictures.COLOURS[i % len(_pictures.COLOURS)]
         marker = _pictures.MARKERS[i % len(_pictures.MARKERS)]
-        axis.plot(curve.radii, 100 * curve.accuracy, color=colour, marker=marker, markersize=4, label=label)
+        axis.plot(
+            curve.radii.tolist(),
+            (100 * curve.accuracy).tolist(),
+            color=colour,
+            marker=marker,
+            markersize=4,
+            label=label,
+        )
         if curve.clean_accuracy not in drawn:
             text = None if drawn else "unfiltered"
             axis.axhline(100 * curve.clean_accuracy, color="0.4", linestyle="--", linewidth=1, label=text)

@@ -48,8 +48,8 @@ class FrequencyRanking:
             ValueError: not between 0 and 100, or less than one cell.
         """
         flat = self.importance.flatten(1)
-        cells = int(percent / 100 * flat.shape[1] + 1e-9)
-        if not 0 < percent <= 100 or cells < 1:
+        cells = int(percent / 100 * flat.shape[1] + 1e-9) if 0 < percent <= 100 else 0
+        if cells < 1:
             raise ValueError(f"top: percent must be above 0, at most 100, and one cell at least, got {percent}")
         least = flat.topk(cells, dim=1).values[:, -1]
         return (self.importance >= least[:, None, None]).float()

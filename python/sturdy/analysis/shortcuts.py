@@ -72,16 +72,16 @@ class ShortcutReport:
         titles = _pictures.class_names(self.classes, names)
         figure = _pictures.new_figure(max(7.5, 0.62 * len(titles) + 4.5), 3.6)
         rates, matrix = figure.subplots(1, 2, width_ratios=(1.7, 1))
-        places = torch.arange(len(titles), dtype=torch.float64)
         bars = (
             ("TPR, unfiltered", self.tpr, "0.75"),
             ("TPR, filtered", self.filtered_tpr, _pictures.COLOURS[0]),
             ("FPR, filtered", self.filtered_fpr, _pictures.COLOURS[1]),
         )
         for i, (label, rate, colour) in enumerate(bars):
-            rates.bar(places + 0.27 * (i - 1), 100 * rate, 0.27, label=label, color=colour)
+            places = [k + 0.27 * (i - 1) for k in range(len(titles))]
+            rates.bar(places, (100 * rate).tolist(), 0.27, label=label, color=colour)
         marks = [f"{title} *" if found else title for title, found in zip(titles, self.shortcut.tolist(), strict=True)]
-        rates.set_xticks(places.tolist(), marks, fontsize=8, rotation=45, ha="right")
+        rates.set_xticks(range(len(titles)), marks, fontsize=8, rotation=45, ha="right")
         rates.set_ylabel("rate in %")
         rates.set_ylim(0, 118)
         rates.set_title("filtered by the class's mask; * shortcut", fontsize=10)
