@@ -23,7 +23,8 @@ Sturdy = Callable[..., Result]
 
 
 @pytest.mark.parametrize(
-    "words", [[], ["--help"], ["train", "--help"], ["evaluate", "--help"], ["summarize", "--help"]]
+    "words",
+    [[], ["--help"], *([name, "--help"] for name in ("train", "evaluate", "analyse", "summarize"))],
 )
 def test_help(sturdy: Sturdy, words: list[str]) -> None:
     result = sturdy(*words)
@@ -65,6 +66,10 @@ def test_help_does_not_load_torch() -> None:
         (["train", "pushpull", "--stem", "plain", "--baseline"], ["--stem is plain already"]),
         (["train", "pushpull", "--data", "cifar10"], ["needs --data-dir"]),
         (["evaluate"], ["Missing argument"]),
+        (["analyse"], ["Missing argument"]),
+        (["analyse", "run", "--only", "heatmap,radios"], ["unknown tool 'radios'; did you mean 'radius'"]),
+        (["analyse", "run", "--images", "0"], ["--images"]),
+        (["analyse", "run", "--eps", "-1"], ["--eps must be 0 or more"]),
     ],
 )
 def test_bad_words(

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from sturdy.analysis.class_spectra import ClassSpectra, adcs
     from sturdy.analysis.dominant import DominantFrequencies, compute_dfm
     from sturdy.analysis.frequencies import FrequencyRemover, mirror_cells, radius_map, removal_order
-    from sturdy.analysis.heatmap import FourierHeatmap, fourier_basis, fourier_heatmap
+    from sturdy.analysis.heatmap import FourierHeatmap, fourier_basis, fourier_heatmap, plot_heatmaps
     from sturdy.analysis.radius import RadiusCurve, plot_radius_curves, radius_accuracy
     from sturdy.analysis.ranking import FrequencyRanking, rank_frequencies
     from sturdy.analysis.shortcuts import ShortcutReport, shortcut_report
@@ -46,6 +46,7 @@ __all__ = [
     "mirror_cells",
     "net_error_reduction",
     "normalized_mean_corruption_error",
+    "plot_heatmaps",
     "plot_radius_curves",
     "radius_accuracy",
     "radius_map",
@@ -70,6 +71,7 @@ _HOME = {
     "fourier_heatmap": "heatmap",
     "hfss": "subset_search",
     "mirror_cells": "frequencies",
+    "plot_heatmaps": "heatmap",
     "plot_radius_curves": "radius",
     "radius_accuracy": "radius",
     "radius_map": "frequencies",

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -39,13 +39,30 @@ class FourierHeatmap:
 
     def plot(self, path: str | os.PathLike[str] | None = None, vmax: float | None = None) -> Figure:
         """Draw the map; ``vmax`` is the error in % at the end of the scale, ``path`` a PNG file."""
-        figure = _pictures.new_figure(4.8, 4.0)
-        axis = figure.subplots()
-        shown = _pictures.draw_map(axis, 100 * self.errors, cmap="viridis", vmin=0, vmax=vmax)
+        return plot_heatmaps({"": self}, path, vmax)
+
+
+def plot_heatmaps(
+    heatmaps: Mapping[str, FourierHeatmap], path: str | os.PathLike[str] | None = None, vmax: float | None = None
+) -> Figure:
+    """Draw several maps side by side, on one scale.
+
+    Args:
+        heatmaps: By the name in the title.
+        path: A PNG file, or None.
+        vmax: Error in % at the end of the scale; None for the highest.
+    """
+    figure = _pictures.new_figure(0.9 + 3.7 * len(heatmaps), 4.0)
+    axes = figure.subplots(1, len(heatmaps), squeeze=False)[0]
+    top = vmax if vmax is not None else max(100 * float(found.errors.max()) for found in heatmaps.values())
+    shown: Any = None
+    for axis, (label, found) in zip(axes, heatmaps.items(), strict=True):
+        shown = _pictures.draw_map(axis, 100 * found.errors, cmap="viridis", vmin=0, vmax=top or 1)
         _pictures.label_frequencies(axis)
-        axis.set_title(f"waves of norm {self.eps:g}; {100 * self.clean_error:.1f} % without", fontsize=10)
-        figure.colorbar(shown, ax=axis).set_label("error in %")
-        return _pictures.save(figure, path)
+        text = f"waves of norm {found.eps:g}; {100 * found.clean_error:.1f} % without"
+        axis.set_title(f"{label}\n{text}" if label else text, fontsize=10)
+    figure.colorbar(shown, ax=axes).set_label("error in %")
+    return _pictures.save(figure, path)
 
 
 def fourier_basis(cells: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -43,7 +43,7 @@ class RadiusCurve:
         return plot_radius_curves({f"{self.kind}-pass": self}, path)
 
 
-def plot_radius_curves(curves: dict[str, RadiusCurve], path: str | os.PathLike[str] | None = None) -> Figure:
+def plot_radius_curves(curves: Mapping[str, RadiusCurve], path: str | os.PathLike[str] | None = None) -> Figure:
     """Draw several curves over the radius, dashed the accuracy on unfiltered images.
 
     Args:

@@ -301,6 +301,45 @@ def evaluate(
 
 
 @app.command()
+def analyse(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
+    only: Annotated[str | None, typer.Option(help="Comma-separated: heatmap, radius, dfm; all if left out.")] = None,
+    images: Annotated[
+        int, typer.Option(min=1, help="At most so many test images, and validation images for dfm.")
+    ] = 200,
+    checkpoint: Annotated[str, typer.Option(help="last, or best.")] = "last",
+    eps: Annotated[
+        float | None, typer.Option(help="L2 norm of the heatmap's waves, for images in [0, 1]; default the paper's.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the signs of the waves.")] = 0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images at a time; does not change the result.")] = 256,
+    data_dir: Annotated[Path | None, typer.Option(help="Where the data set lies now, if it was moved.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    workers: Annotated[int, typer.Option(min=0, help="Processes that decode an imagefolder.")] = 2,
+) -> None:
+    """Find the frequencies that a run and its baseline need, and those that mislead them.
+
+    Writes RUN/analyse/results.json and pictures: a Fourier heatmap, accuracy on low- and high-pass filtered images, and
+    the dominant frequencies of each class with a test for shortcuts.
+    """
+    from sturdy.recipes import analyse as recipe
+
+    options = recipe.AnalyseOptions(
+        run=run_folder,
+        only=_words(only or ""),
+        images=images,
+        checkpoint=checkpoint,
+        eps=eps,
+        seed=seed,
+        batch_size=batch_size,
+        data_dir=None if data_dir is None else str(data_dir.absolute()),
+        device=device,
+        workers=workers,
+    )
+    recipe.analyse(options, Console())
+
+
+@app.command()
 def summarize(
     run_folders: Annotated[
         list[Path], typer.Argument(metavar="RUN...", help="Evaluated runs, as a rule of one seed each.")

@@ -1,22 +1,18 @@
 """Dominant frequency masks for DFM-X: read from a file, or found with a trained network.
 
-Frequencies are tried for removal one after another, each with its mirror image, lowest first: without one that the
-network does not need, it still recognises the images of a class. What is left when all were tried is the class's
-dominant frequency mask. Taking a frequency away is the subtraction of a plane wave, so that the search needs a single
-transform per image.
-
-Source: Wang, Strisciuglio et al., *DFM-X: Augmentation by leveraging prior knowledge of shortcut learning*, ICCV
-workshops 2023. They count the tolerance anew after each removal; here what a class may lose in all is bounded, and the
-images are ones that the network was not trained on.
+The search is that of :func:`sturdy.analysis.compute_dfm`, on validation images. Other than in the paper, what a class
+may lose in all is bounded, and the mean of an image is never taken, which the augmentation keeps anyway.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from sturdy.analysis import compute_dfm, removal_order
 from sturdy.recipes.data import DataSet
 from sturdy.recipes.distributed import World
 from sturdy.recipes.engine import normalise
@@ -55,29 +51,30 @@ def read_masks(path: Path, name: str | None, data: DataSet) -> Tensor:
     return masks
 
 
-def removal_order(height: int, width: int) -> Tensor:
-    """Levels ``(H, W)`` by ascending radius, highest first to go, frequency 0 in the middle.
+class Normalised(nn.Module):
+    """A network for images in [0, 1]: the data set's mean and deviation are taken into account first."""
 
-    A frequency and its mirror image have one level; frequency 0 has level 0, is never tried and never removed.
-    """
-    rows = torch.arange(height) - height // 2
-    columns = torch.arange(width) - width // 2
-    levels = torch.zeros(height, width, dtype=torch.int64)
-    pairs: dict[tuple[int, int], list[tuple[int, int]]] = {}
-    for i, k in enumerate(rows.tolist()):
-        for j, m in enumerate(columns.tolist()):
-            mirror = (-k % height, -m % width)
-            pairs.setdefault(min((k % height, m % width), mirror), []).append((i, j))
-    pairs.pop((0, 0))
+    def __init__(self, model: nn.Module, data: DataSet) -> None:
+        super().__init__()
+        self.model = model
+        self.data = data
+        self.train(model.training)
 
-    def key(pair: tuple[int, int]) -> tuple[float, int, int]:
-        k, m = (min(f, n - f) / n for f, n in zip(pair, (height, width), strict=True))
-        return (k**2 + m**2, *pair)
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits ``(N, classes)`` of images ``(N, C, H, W)``."""
+        logits: Tensor = self.model(normalise(images, self.data))
+        return logits
 
-    for level, pair in enumerate(sorted(pairs, key=key)):
-        for i, j in pairs[pair]:
-            levels[i, j] = len(pairs) - level
-    return levels
+
+def pairs(loader: Loader) -> Iterator[tuple[Tensor, Tensor]]:
+    """What a loader gives, in order, as the tools of :mod:`sturdy.analysis` read it."""
+    for batch in loader.in_order():
+        yield batch.images, batch.labels
+
+
+def search_steps(height: int, width: int) -> int:
+    """How many frequencies are tried for each class."""
+    return int(removal_order(height, width).max()) - 1
 
 
 def find_masks(model: nn.Module, data: DataSet, world: World, progress: RunProgress | None = None) -> Tensor:
@@ -93,37 +90,19 @@ def find_masks(model: nn.Module, data: DataSet, world: World, progress: RunProgr
         ``(classes, H, W)`` zeros and ones, frequency 0 in the middle. A class of which no image is recognised has ones
         everywhere.
     """
-    batches = list(Loader(data.val, 256, World(world.device)).in_order())
-    images, labels = (torch.cat([getattr(b, name) for b in batches]) for name in ("images", "labels"))
-    order = removal_order(*images.shape[-2:])
-    masks = torch.ones(len(data.classes), *order.shape)
-    with torch.inference_mode():
-        for c in range(len(data.classes)):
-            own = images[labels == c][:IMAGES_PER_CLASS]
-            masks[c] = _find_mask(model, own, c, order, data, progress) if len(own) else 1
+    images, labels = (torch.cat(part) for part in zip(*pairs(Loader(data.val, 256, World(world.device))), strict=True))
+    present = [c for c in range(len(data.classes)) if bool((labels == c).any())]
+    found = compute_dfm(
+        Normalised(model, data),
+        [(images, labels)],
+        None,
+        MAY_LOSE,
+        "global",
+        classes=present,
+        keep_dc=True,
+        images_per_class=IMAGES_PER_CLASS,
+        progress=None if progress is None else lambda c, count: progress.advance(count, f"class {c}"),
+    )
+    masks = torch.ones(len(data.classes), *images.shape[-2:])
+    masks[present] = found.masks
     return masks
-
-
-def _find_mask(
-    model: nn.Module, images: Tensor, label: int, order: Tensor, data: DataSet, progress: RunProgress | None
-) -> Tensor:
-    from sturdy.functional import spectrum_waves, wave_add
-
-    def correct(x: Tensor) -> int:
-        return int((model(normalise(x, data)).argmax(1) == label).sum())
-
-    height, width = order.shape
-    enough = max(1, correct(images) - int(MAY_LOSE * correct(images)))
-    spectrum = torch.fft.rfft2(images.double())
-    kept = torch.ones(height, width)
-    for level in range(int(order.max()), 0, -1):
-        cells = (order == level).nonzero()
-        bins = (cells[:1] - torch.tensor([height // 2, width // 2])) % torch.tensor([height, width])
-        frequency, amplitude, phase = spectrum_waves(spectrum, bins, (height, width))
-        without = wave_add(images, frequency, -amplitude, phase)
-        if correct(without) >= enough:
-            images = without
-            kept[cells[:, 0], cells[:, 1]] = 0
-        if progress is not None:
-            progress.advance(len(images), f"class {label}")
-    return kept if correct(images) >= enough else torch.ones(height, width)

@@ -1,4 +1,5 @@
-"""The folder of a run: ``config.json``, ``log.jsonl``, ``last/``, ``best/``, ``evaluate/`` and perhaps ``baseline/``.
+"""The folder of a run: ``config.json``, ``log.jsonl``, ``last/``, ``best/``, ``evaluate/``,
+``analyse/`` and perhaps ``baseline/``.
 
 ``baseline/`` is a whole run folder of its own, of the same network with the plain stem
 and without what the preset adds to training.
@@ -47,6 +48,11 @@ class RunFolder:
     def evaluate(self) -> Path:
         """Results of ``sturdy evaluate``."""
         return self.path / "evaluate"
+
+    @property
+    def analyse(self) -> Path:
+        """Results of ``sturdy analyse``."""
+        return self.path / "analyse"
 
     @property
     def masks(self) -> Path:

@@ -133,7 +133,7 @@ def _masks(folder: RunFolder, settings: Settings, data: DataSet, world: World, c
             if checkpoint is None:
                 raise RecipeError(f"{folder.baseline.path} has no checkpoint to find masks with")
             load_weights(checkpoint, model)
-            steps = len(data.classes) * int(dominant.removal_order(*data.image_shape).max())
+            steps = len(data.classes) * dominant.search_steps(*data.image_shape)
             with RunProgress(console, "masks", steps) as progress:
                 masks = dominant.find_masks(model.to(world.device).eval(), data, world, progress)
         aside = folder.masks.with_name("dfms.new.npz")
