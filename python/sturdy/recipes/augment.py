@@ -13,18 +13,21 @@ from sturdy.recipes.errors import UsageError
 from sturdy.recipes.keyed_random import KeyedRandom
 from sturdy.recipes.settings import Settings
 
+_LEAST_AREA, _LEAST_RATIO = 0.08, 3 / 4
+
 Augmentation = Callable[[Tensor, Tensor, KeyedRandom], Tensor]
 
 
-def crop(images: Tensor, random: KeyedRandom) -> Tensor:
-    """Pad with zeros by an eighth of the side (4 pixels for 32) and cut the old size out at a random place.
+def crop(images: Tensor, random: KeyedRandom, pad: int | None = None) -> Tensor:
+    """Pad with zeros and cut the old size out at a random place.
 
     Args:
         images: ``(N, C, H, W)`` in [0, 1].
         random: One stream per image.
+        pad: Pixels on each side; by default an eighth of the shorter side, 4 for 32.
     """
     height, width = images.shape[-2:]
-    pad = max(1, min(height, width) // 8)
+    pad = max(1, min(height, width) // 8) if pad is None else pad
     padded = F.pad(images, (pad, pad, pad, pad))
     offsets = random.integers(2 * pad + 1, 2)
     rows = offsets[:, :1] + torch.arange(height, device=images.device)
@@ -32,6 +35,48 @@ def crop(images: Tensor, random: KeyedRandom) -> Tensor:
     image = torch.arange(len(images), device=images.device)[:, None, None]
     # Advanced indices around a slice put the channels last.
     return padded[image, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
+
+
+def crop_boxes(random: KeyedRandom, height: int, width: int) -> Tensor:
+    """Random parts of images: an area of 8 to 100 %, an aspect ratio of 3/4 to 4/3, as is usual for ImageNet.
+
+    The first of ten tries that fits into the image counts; if none does, the image's middle of a permitted ratio.
+
+    Args:
+        random: One stream per image.
+        height, width: Of the images, in pixels.
+
+    Returns:
+        ``(N, 4)`` int64: top, left, height, width.
+    """
+    u = random.uniform(4, 10, dtype=torch.float64)  # area, aspect ratio, place
+    area = height * width * (_LEAST_AREA + (1 - _LEAST_AREA) * u[:, 0])
+    ratio = _LEAST_RATIO ** (1 - 2 * u[:, 1])  # uniform in its logarithm
+    rows, columns = ((area / ratio).sqrt().round().long(), (area * ratio).sqrt().round().long())
+    fits = (rows > 0) & (rows <= height) & (columns > 0) & (columns <= width)
+    top, left = ((u[:, 2] * (height - rows + 1)).long(), (u[:, 3] * (width - columns + 1)).long())
+    boxes = torch.stack((top, left, rows, columns), 2)  # (N, 10, 4)
+    first = fits.long().argmax(1)
+    chosen = boxes[torch.arange(len(boxes), device=boxes.device), first]
+    whole_rows, whole_columns = min(height, round(width / _LEAST_RATIO)), min(width, round(height / _LEAST_RATIO))
+    middle = [(height - whole_rows) // 2, (width - whole_columns) // 2, whole_rows, whole_columns]
+    return torch.where(fits.any(1)[:, None], chosen, torch.tensor(middle, device=boxes.device))
+
+
+def resized_crop(images: Tensor, random: KeyedRandom) -> Tensor:
+    """Enlarge a random part of each image, see :func:`crop_boxes`, to its size; bilinear, ``(N, C, H, W)``."""
+    height, width = images.shape[-2:]
+    top, left, rows, columns = crop_boxes(random, height, width).to(images.dtype).T
+
+    def places(start: Tensor, extent: Tensor, size: int) -> Tensor:
+        """Where the pixels of the result lie, in the coordinates of grid_sample; not beyond the part's edge."""
+        step = torch.arange(size, device=images.device, dtype=images.dtype) + 0.5
+        inside = (step * (extent / size)[:, None] - 0.5).clamp(min=0).minimum(extent[:, None] - 1)
+        return (2 * (start[:, None] + inside) + 1) / size - 1
+
+    y, x = places(top, rows, height), places(left, columns, width)
+    grid = torch.stack((x[:, None, :].expand(-1, height, -1), y[:, :, None].expand(-1, -1, width)), 3)
+    return F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 
 def flip(images: Tensor, random: KeyedRandom) -> Tensor:
@@ -80,11 +125,20 @@ def build(settings: Settings, masks: Tensor | None, device: torch.device) -> dic
         masks: Dominant frequency masks of the classes, for ``dfmx``.
         device: Where the images will be.
 
+    The random crops of an image folder are left out: its loader makes them as it decodes.
+
     Raises:
         UsageError: there are no masks, but ``dfmx`` needs them.
     """
     built: dict[str, Augmentation] = {}
+    geometric: dict[str, Callable[[Tensor, KeyedRandom], Tensor]] = {
+        "crop": partial(crop, pad=settings.crop_padding),
+        "resized-crop": resized_crop,
+        "flip": flip,
+    }
     for name in settings.augment:
+        if name == "resized-crop" and settings.data == "imagefolder":
+            continue
         if name == "afa":
             built[name] = afa(settings)
         elif name == "dfmx":
@@ -92,7 +146,7 @@ def build(settings: Settings, masks: Tensor | None, device: torch.device) -> dic
                 raise UsageError("--augment dfmx needs --dfm-masks, or the preset dfmx, which finds masks itself")
             built[name] = dfmx(settings, masks, device)
         else:
-            built[name] = _for_any_label({"crop": crop, "flip": flip}[name])
+            built[name] = _for_any_label(geometric[name])
     return built
 
 

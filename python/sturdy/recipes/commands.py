@@ -62,10 +62,15 @@ def train(
         Path | None, typer.Option(help="Folder of the data set; for npz the file.", rich_help_panel=_DATA)
     ] = None,
     download: Annotated[
-        bool, typer.Option("--download", help="Fetch cifar10 or fashion-mnist into --data-dir.", rich_help_panel=_DATA)
+        bool,
+        typer.Option("--download", help="Fetch a CIFAR or fashion-mnist into --data-dir.", rich_help_panel=_DATA),
     ] = False,
     image_size: Annotated[
         int | None, typer.Option(help="Side of the images of an imagefolder; default 224.", rich_help_panel=_DATA)
+    ] = None,
+    test_crop: Annotated[
+        float | None,
+        typer.Option(help="Part of the shorter side that is tested on, of an imagefolder.", rich_help_panel=_DATA),
     ] = None,
     limit_train: Annotated[
         int | None, typer.Option(help="Use only so many training images.", rich_help_panel=_DATA)
@@ -78,6 +83,20 @@ def train(
         str | None,
         typer.Option(
             help=_choice("Comma-separated augmentations, or none", AUGMENTATIONS), rich_help_panel=_AUGMENTATION
+        ),
+    ] = None,
+    crop_padding: Annotated[
+        int | None,
+        typer.Option(help="Pixels around the image for crop; default an eighth of it.", rich_help_panel=_AUGMENTATION),
+    ] = None,
+    mixup: Annotated[
+        float | None,
+        typer.Option(help="MixUp with shares from Beta(a, a) of this a; 0 is off.", rich_help_panel=_AUGMENTATION),
+    ] = None,
+    cutmix: Annotated[
+        float | None,
+        typer.Option(
+            help="CutMix with areas from Beta(a, a); with --mixup each batch takes one.", rich_help_panel=_AUGMENTATION
         ),
     ] = None,
     afa_strength: Annotated[
@@ -135,7 +154,7 @@ def train(
     resnet_stem: Annotated[
         str | None,
         typer.Option(
-            help=_choice("Geometry of a ResNet's first layer", RESNET_STEMS) + " auto: cifar up to 64 pixels.",
+            help=_choice("Geometry of a ResNet's first layer", RESNET_STEMS) + " auto: cifar or imagenet.",
             rich_help_panel=_NETWORK,
         ),
     ] = None,
@@ -173,6 +192,7 @@ def train(
             rich_help_panel=_TRAINING,
         ),
     ] = None,
+    momentum: Annotated[float | None, typer.Option(help="Momentum, for sgd.", rich_help_panel=_TRAINING)] = None,
     nesterov: Annotated[
         bool | None,
         typer.Option("--nesterov/--no-nesterov", help="Nesterov momentum, for sgd.", rich_help_panel=_TRAINING),
@@ -192,6 +212,15 @@ def train(
     ] = None,
     warmup_epochs: Annotated[
         int | None, typer.Option(help="Linear rise at the start of cosine and steps.", rich_help_panel=_TRAINING)
+    ] = None,
+    warmup_start: Annotated[
+        float | None, typer.Option(help="Part of the rate that this rise starts from.", rich_help_panel=_TRAINING)
+    ] = None,
+    div_factor: Annotated[
+        float | None, typer.Option(help="Of onecycle: highest rate by first rate.", rich_help_panel=_TRAINING)
+    ] = None,
+    final_div_factor: Annotated[
+        float | None, typer.Option(help="Of onecycle: first rate by last rate.", rich_help_panel=_TRAINING)
     ] = None,
     precision: Annotated[
         str | None, typer.Option(help=_choice("Arithmetic", PRECISIONS), rich_help_panel=_TRAINING)
@@ -220,10 +249,14 @@ def train(
         "data": data,
         "data_dir": None if data_dir is None else str(data_dir.absolute()),
         "image_size": image_size,
+        "test_crop": test_crop,
         "limit_train": limit_train,
         "limit_test": limit_test,
         "val_fraction": val_fraction,
         "augment": None if augment is None else tuple(_words(augment)),
+        "crop_padding": crop_padding,
+        "mixup": mixup,
+        "cutmix": cutmix,
         "afa_strength": afa_strength,
         "afa_reference": afa_reference,
         "dfm_masks": None if dfm_masks is None else str(dfm_masks.absolute()),
@@ -245,12 +278,16 @@ def train(
         "lr": lr,
         "weight_decay": weight_decay,
         "norm_weight_decay": norm_weight_decay,
+        "momentum": momentum,
         "nesterov": nesterov,
         "grad_clip": grad_clip,
         "accumulate": accumulate,
         "schedule": schedule,
         "min_lr": min_lr,
         "warmup_epochs": warmup_epochs,
+        "warmup_start": warmup_start,
+        "div_factor": div_factor,
+        "final_div_factor": final_div_factor,
         "precision": precision,
         "seed": seed,
         "log_every": log_every,

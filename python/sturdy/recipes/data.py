@@ -19,7 +19,10 @@ from sturdy.recipes.settings import Settings
 
 # Published statistics, where a recipe names them; elsewhere they are computed from the training part.
 _CIFAR10_STATISTICS = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
+_CIFAR100_STATISTICS = ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762))
 _IMAGENET_STATISTICS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+TINY_IMAGENET_SIZE = 64  # pixels
 
 _SPLIT_SEED = 0  # which images are validation or a subset is the same in all runs
 
@@ -51,17 +54,22 @@ class FolderSplit:
     Attributes:
         files: ``(path, class)`` per image.
         image_size: Side of the decoded, cropped image in pixels.
+        train_crop: How to cut it out in training. ``"random"``: shorter side to 8/7 of the size, then a random place;
+            ``"resized"``: a random part, of 8 to 100 % of the area; ``"none"``: the middle, without enlarging.
+        test_crop: Part of the shorter side that the square in the middle takes otherwise.
     """
 
     files: list[tuple[str, int]]
     image_size: int
+    train_crop: str = "random"
+    test_crop: float = 1.0
 
     def __len__(self) -> int:
         return len(self.files)
 
     def take(self, indices: Tensor) -> FolderSplit:
         """The split with these images, in this order."""
-        return FolderSplit([self.files[i] for i in indices.tolist()], self.image_size)
+        return replace(self, files=[self.files[i] for i in indices.tolist()])
 
 
 Split = ArraySplit | FolderSplit
@@ -120,9 +128,15 @@ def load_data(settings: Settings, *, download: bool = False) -> DataSet:
     elif settings.data == "npz":
         train, test, classes = _npz(_given(settings, "the .npz file"))
     elif settings.data == "cifar10":
-        train, test, classes = _cifar10(_given(settings, "the folder that holds cifar-10-batches-py"), download)
+        train, test, classes = _cifar(
+            _given(settings, "the folder that holds cifar-10-batches-py"), "CIFAR10", download
+        )
+    elif settings.data == "cifar100":
+        train, test, classes = _cifar(_given(settings, "the folder that holds cifar-100-python"), "CIFAR100", download)
     elif settings.data == "fashion-mnist":
         train, test, classes = _fashion_mnist(_given(settings, "the folder that holds FashionMNIST"), download)
+    elif settings.data == "tinyimagenet":
+        return _split(settings, *_tiny_imagenet(_given(settings, "the folder tiny-imagenet-200, with train/ and val/")))
     else:
         return _split(settings, *_image_folder(_given(settings, "the folder with train/ and val/"), settings))
     return _split(settings, train, test, classes)
@@ -147,7 +161,8 @@ def _split(settings: Settings, train: Split, test: Split, classes: list[str]) ->
     fit = parts["train"]
     if isinstance(fit, ArraySplit):
         channels, size = fit.images.shape[1], min(fit.images.shape[2:])
-        mean, std = _CIFAR10_STATISTICS if settings.data == "cifar10" else _statistics(fit.images)
+        published = {"cifar10": _CIFAR10_STATISTICS, "cifar100": _CIFAR100_STATISTICS}
+        mean, std = published.get(settings.data) or _statistics(fit.images)
     else:
         channels, size, (mean, std) = 3, fit.image_size, _IMAGENET_STATISTICS
     return DataSet(**parts, classes=classes, channels=channels, image_size=size, mean=mean, std=std)
@@ -226,16 +241,18 @@ def _from_arrays(path: Path, part: str, x: np.ndarray, y: np.ndarray) -> ArraySp
     return ArraySplit(images, torch.from_numpy(y.astype(np.int64)))
 
 
-def _cifar10(root: Path, download: bool) -> tuple[ArraySplit, ArraySplit, list[str]]:
-    from torchvision.datasets import CIFAR10
+def _cifar(root: Path, name: str, download: bool) -> tuple[ArraySplit, ArraySplit, list[str]]:
+    """CIFAR-10 or CIFAR-100, by the name of torchvision's class."""
+    from torchvision import datasets
 
+    cls = getattr(datasets, name)
     if not download:
-        folder = _existing(root) / CIFAR10.base_folder
-        for name, md5 in [*CIFAR10.train_list, *CIFAR10.test_list]:
-            _check_file(folder / name, "CIFAR-10")
+        folder = _existing(root) / cls.base_folder
+        for name, md5 in [*cls.train_list, *cls.test_list]:
+            _check_file(folder / name, cls.__name__.replace("CIFAR", "CIFAR-"))
             if hashlib.md5((folder / name).read_bytes(), usedforsecurity=False).hexdigest() != md5:
                 raise RecipeError(f"{folder / name} is truncated or damaged (wrong checksum); fetch it anew")
-    parts = _torchvision(CIFAR10, root, download)
+    parts = _torchvision(cls, root, download)
     splits = [_from_arrays(root, "train", part.data, np.asarray(part.targets)) for part in parts]
     return splits[0], splits[1], list(parts[0].classes)
 
@@ -278,23 +295,51 @@ def _check_file(path: Path, what: str) -> None:
 
 
 def _image_folder(root: Path, settings: Settings) -> tuple[FolderSplit, FolderSplit, list[str]]:
+    train, val, classes = _train_and_val(root)
+    crop = "resized" if "resized-crop" in settings.augment else "random"
+    splits = [FolderSplit(files, settings.image_size, crop, settings.test_crop) for files in (train, val)]
+    return splits[0], splits[1], classes
+
+
+def _tiny_imagenet(root: Path) -> tuple[FolderSplit, FolderSplit, list[str]]:
+    """As published, with ``val/val_annotations.txt``, or with a folder for each class in ``val/`` too."""
+    annotations = root / "val" / "val_annotations.txt"
+    if not annotations.is_file():
+        train, val, classes = _train_and_val(root)
+    else:
+        train, classes = _class_folders(_existing(root) / "train")
+        number = {name: i for i, name in enumerate(classes)}
+        val = []
+        for line in annotations.read_text(errors="replace").splitlines():
+            words = line.split()
+            if len(words) < 2 or words[1] not in number:
+                raise RecipeError(f"{annotations}: no image and class of train/ in the line {line[:80]!r}")
+            val.append((str(root / "val" / "images" / words[0]), number[words[1]]))
+        if not val or not Path(val[0][0]).is_file():
+            raise RecipeError(f"{root / 'val' / 'images'} does not hold the images of {annotations.name}")
+    splits = [FolderSplit(files, TINY_IMAGENET_SIZE, "none") for files in (train, val)]
+    return splits[0], splits[1], classes
+
+
+def _train_and_val(root: Path) -> tuple[list[tuple[str, int]], list[tuple[str, int]], list[str]]:
+    """Files with their classes in ``train/`` and ``val/``, and the names of the classes."""
+    (train, classes), (val, others) = (_class_folders(_existing(root) / name) for name in ("train", "val"))
+    if classes != others:
+        odd = sorted(set(classes) ^ set(others))[0]
+        raise RecipeError(f"{root}: train/ and val/ do not have the same classes; {odd!r} is only in one of them")
+    return train, val, classes
+
+
+def _class_folders(folder: Path) -> tuple[list[tuple[str, int]], list[str]]:
     from torchvision.datasets import ImageFolder
 
-    parts = []
-    for name in ("train", "val"):
-        folder = _existing(root) / name
-        if not folder.is_dir():
-            raise RecipeError(f"no such folder: {folder} (an image folder has train/ and val/ with one folder a class)")
-        try:
-            parts.append(ImageFolder(str(folder)))
-        except FileNotFoundError as error:
-            raise RecipeError(f"{folder}: {one_line(error)[:160]}") from None
-    train, val = parts
-    if train.classes != val.classes:
-        odd = sorted(set(train.classes) ^ set(val.classes))[0]
-        raise RecipeError(f"{root}: train/ and val/ do not have the same classes; {odd!r} is only in one of them")
-    size = settings.image_size
-    return FolderSplit(train.samples, size), FolderSplit(val.samples, size), train.classes
+    if not folder.is_dir():
+        raise RecipeError(f"no such folder: {folder} (an image folder has train/ and val/ with one folder a class)")
+    try:
+        found = ImageFolder(str(folder))
+    except FileNotFoundError as error:
+        raise RecipeError(f"{folder}: {one_line(error)[:160]}") from None
+    return found.samples, found.classes
 
 
 def without_training_images(data: DataSet) -> DataSet:

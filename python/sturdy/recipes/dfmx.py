@@ -35,7 +35,7 @@ _SMALL: dict[str, Any] = {
 _BY_DATA: dict[str, dict[str, Any]] = {
     "digits": {**_SMALL, "epochs": 20, "augment": ("crop", "dfmx")},
     "fashion-mnist": {**_SMALL, "epochs": 10, "augment": ("crop", "flip", "dfmx")},
-    "cifar10": {**_PAPER, "model": "resnet18", "augment": ("crop", "flip", "dfmx")},
+    "cifar10": {**_PAPER, "model": "resnet18", "augment": ("crop", "flip", "resized-crop", "dfmx")},
     "npz": {**_SMALL, "epochs": 20, "augment": ("dfmx",)},
     "imagefolder": {**_PAPER, "model": "resnet50", "epochs": 90, "batch_size": 128, "augment": ("flip", "dfmx")},
 }

@@ -161,8 +161,8 @@ class Trainer:
         self.parallel_model.train()
         self.optimizer.zero_grad(set_to_none=True)
         loss, correct = torch.zeros(2, device=self.world.device).unbind()
-        for part in batch.chunk(settings.accumulate):
-            part_loss, logits = self._loss(part, epoch)
+        for number, part in enumerate(batch.chunk(settings.accumulate)):
+            part_loss, logits = self._loss(part, epoch, number)
             share = part_loss / settings.accumulate
             self.scaler.scale(share).backward()
             loss = loss + share.detach()
@@ -182,14 +182,17 @@ class Trainer:
         self.sums += torch.stack([loss.double() * count, correct.double(), loss.new_tensor(count).double()])
         return loss
 
-    def _loss(self, batch: Batch, epoch: int) -> tuple[Tensor, Tensor]:
-        """Mean loss of some images, and their logits."""
+    def _loss(self, batch: Batch, epoch: int, number: int) -> tuple[Tensor, Tensor]:
+        """Mean loss of some images, which are this part of the step's, and their logits."""
         precision = self.settings.precision
         random = KeyedRandom(batch.indices, mix_key(self.settings.seed, "augment", epoch))
-        views = self.objective.views(batch.images, batch.labels, random)
+        mixes = self.objective.mixes(
+            mix_key(self.settings.seed, "mix", self.step, self.world.rank, number), batch.images
+        )
+        views = self.objective.views(batch.images, batch.labels, random, mixes)
         views = [normalise(view, self.data) for view in views]
         with torch.autocast(self.world.device.type, _AUTOCAST.get(precision), precision in _AUTOCAST):
-            return self.objective(self.model, self.parallel_model, views, batch.labels)
+            return self.objective(self.model, self.parallel_model, views, batch.labels, mixes)
 
     def _end_epoch(self, epoch: int, seconds: float) -> None:
         loss, correct, count = self.world.sum(self.sums.clone()).tolist()

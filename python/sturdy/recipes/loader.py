@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from sturdy.recipes.augment import crop_boxes
 from sturdy.recipes.data import ArraySplit, FolderSplit, Split
 from sturdy.recipes.distributed import World
 from sturdy.recipes.errors import RecipeError, one_line
-from sturdy.recipes.keyed_random import mix_key
+from sturdy.recipes.keyed_random import KeyedRandom, mix_key
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ class Loader:
 
 
 class _Files(Dataset[Any]):
-    """Decodes images: short side to 8/7 of the size and a random crop for training, else a centre crop."""
+    """Decodes images and cuts squares out of them, as ``FolderSplit`` says; at random places with a ``crop_key``."""
 
     def __init__(self, split: FolderSplit, crop_key: int | None) -> None:
         self.split = split
@@ -108,18 +109,22 @@ class _Files(Dataset[Any]):
         from torchvision.transforms.v2 import functional as tv
 
         path, label = self.split.files[index]
-        size = self.split.image_size
+        size, key = self.split.image_size, self.crop_key
         try:
             with Image.open(path) as file:
                 image = file.convert("RGB")
         except Exception as error:  # Pillow raises many types for a broken file
             return f"cannot read image {path}: {one_line(error)[:160]}"
         pixels = tv.pil_to_tensor(image)
-        if self.crop_key is None:
-            pixels = tv.center_crop(tv.resize(pixels, [size], antialias=True), [size, size])
+        if key is None or self.split.train_crop == "none":
+            whole = size if key is not None else round(size / self.split.test_crop)
+            pixels = tv.center_crop(tv.resize(pixels, [whole], antialias=True), [size, size])
+        elif self.split.train_crop == "resized":
+            box = crop_boxes(KeyedRandom(torch.tensor([index]), key), *pixels.shape[-2:])[0].tolist()
+            pixels = tv.resized_crop(pixels, *box, [size, size], antialias=True)
         else:
             pixels = tv.resize(pixels, [size * 8 // 7], antialias=True)
-            random = torch.Generator().manual_seed(mix_key(self.crop_key, index))
+            random = torch.Generator().manual_seed(mix_key(key, index))
             top, left = (int(torch.randint(n - size + 1, (), generator=random)) for n in pixels.shape[-2:])
             pixels = tv.crop(pixels, top, left, size, size)
         return pixels, label, index

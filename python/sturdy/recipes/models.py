@@ -7,10 +7,17 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from sturdy.recipes.cct import CCT
 from sturdy.recipes.settings import Settings
 
 TINY_IMAGE = 16  # up to this side the small CNN keeps the resolution of its first layer
 SMALL_IMAGE = 64  # up to this side a ResNet gets the CIFAR stem, unless told otherwise
+
+# Compact convolutional transformers: layers / size of the kernels x number of convolutions that make tokens.
+_CCT: dict[str, dict[str, int]] = {
+    "cct_7_3x1": {"layers": 7, "heads": 4, "mlp_ratio": 2, "dim": 256, "kernel_size": 3, "convolutions": 1},
+    "cct_14_7x2": {"layers": 14, "heads": 6, "mlp_ratio": 3, "dim": 384, "kernel_size": 7, "convolutions": 2},
+}
 
 
 class SmallCNN(nn.Module):
@@ -45,17 +52,19 @@ class SmallCNN(nn.Module):
         return self.fc(self.avgpool(x).flatten(1))
 
 
-def _resnet(build: Callable[..., nn.Module], in_channels: int, num_classes: int, cifar_stem: bool) -> nn.Module:
+def _resnet(build: Callable[..., nn.Module], in_channels: int, num_classes: int, stem: str) -> nn.Module:
+    """A ResNet of torchvision with one of the first layers of ``RESNET_STEMS``."""
     model = build(num_classes=num_classes)
-    if cifar_stem:
-        stem = nn.Conv2d(in_channels, 64, kernel_size=3, stride=1, padding=1, bias=False)
-        model.maxpool = nn.Identity()
-    elif in_channels != 3:
-        stem = nn.Conv2d(in_channels, 64, kernel_size=7, stride=2, padding=3, bias=False)
-    else:
+    if stem == "imagenet" and in_channels == 3:
         return model
-    nn.init.kaiming_normal_(stem.weight, mode="fan_out", nonlinearity="relu")  # as torchvision does for its own
-    model.conv1 = stem
+    if stem == "imagenet":
+        conv = nn.Conv2d(in_channels, 64, kernel_size=7, stride=2, padding=3, bias=False)
+    else:
+        stride = 2 if stem == "tinyimagenet" else 1
+        conv = nn.Conv2d(in_channels, 64, kernel_size=3, stride=stride, padding=1, bias=False)
+        model.maxpool = nn.Identity()
+    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")  # as torchvision does for its own
+    model.conv1 = conv
     return model
 
 
@@ -63,18 +72,23 @@ def build_model(settings: Settings, *, in_channels: int, num_classes: int, image
     """The network of a run with freshly initialised weights, which depend on ``settings.seed`` alone.
 
     A network with PushPull starts from the weights of the same network without it; so does one with normalisations
-    for auxiliary images, which the objectives ``ace`` and ``jsd`` need.
+    for auxiliary images, which the objectives ``ace`` and ``jsd`` need where there is batch normalisation.
     """
     torch.manual_seed(settings.seed)
     if settings.model == "small-cnn":
         model: nn.Module = SmallCNN(in_channels, num_classes, pool_stem=image_size > TINY_IMAGE)
+    elif settings.model in _CCT:
+        model = CCT(in_channels, num_classes, image_size, **_CCT[settings.model])
     else:
         from torchvision.models import resnet18, resnet50
 
-        cifar_stem = settings.resnet_stem == "cifar" or (settings.resnet_stem == "auto" and image_size <= SMALL_IMAGE)
+        stem = settings.resnet_stem
+        if stem == "auto":
+            stem = "cifar" if image_size <= SMALL_IMAGE else "imagenet"
         build = {"resnet18": resnet18, "resnet50": resnet50}[settings.model]
-        model = _resnet(build, in_channels, num_classes, cifar_stem)
-    if settings.objective != "ce":
+        model = _resnet(build, in_channels, num_classes, stem)
+    # Layer normalisation has no statistics to keep apart: a transformer serves both kinds of images with the same.
+    if settings.objective != "ce" and not isinstance(model, CCT):
         from sturdy.nn import convert_dual_bn
 
         has_stages = hasattr(model, "layer4")
@@ -84,7 +98,7 @@ def build_model(settings: Settings, *, in_channels: int, num_classes: int, image
 
         model = sturdy.convert_first_conv(
             model,
-            layer="conv1",
+            layer=getattr(model, "first_conv", "conv1"),
             avg_kernel_size=settings.avg_kernel_size,
             inhibition=settings.inhibition,
             trainable_inhibition=settings.trainable_inhibition,

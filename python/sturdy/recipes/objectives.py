@@ -11,22 +11,27 @@
 
 With ``ace`` and ``jsd`` crops and flips come first and are common to all views, AFA makes the auxiliary view, and what
 else is among the augmentations makes the other one; without anything else that is the image again.
+
+MixUp and CutMix come after all augmentations but AFA. With ``ace`` the two views are mixed each in a way of its own;
+with ``jsd``, where all views are to agree, they come first and are the same for all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sturdy.recipes import augment
-from sturdy.recipes.keyed_random import KeyedRandom
+from sturdy.recipes.keyed_random import KeyedRandom, mix_key
+from sturdy.recipes.mixing import Mix, Mixing
 from sturdy.recipes.settings import AUXILIARY_AUGMENTATIONS, GEOMETRIC_AUGMENTATIONS, Settings
 
 # Where the views of an objective go; see sturdy.nn.route.
 ROUTES = {"ce": ("main",), "ace": ("main", "aux"), "jsd": ("main", "main", "aux")}
+MIXES = {"ce": 1, "ace": 2, "jsd": 1}  # how many ways to mix a batch there are in one step
 
 
 class Objective:
@@ -48,18 +53,48 @@ class Objective:
         self.common = [f for name, f in built.items() if not split or name in GEOMETRIC_AUGMENTATIONS]
         self.auxiliary = [f for name, f in built.items() if split and name in AUXILIARY_AUGMENTATIONS]
         self.other = [f for f in built.values() if f not in self.common and f not in self.auxiliary]
+        self.mixing = Mixing(settings.mixup, settings.cutmix)
+        # With ce all augmentations are in a row, and mixing is before this one of them.
+        names = list(built)
+        self.before_mixing = next((i for i, n in enumerate(names) if n in AUXILIARY_AUGMENTATIONS), len(names))
 
-    def views(self, images: Tensor, labels: Tensor, random: KeyedRandom) -> list[Tensor]:
-        """The views of a batch, each ``(N, C, H, W)`` in [0, 1]."""
-        common = augment.apply(self.common, images, labels, random)
+    def mixes(self, key: int, images: Tensor) -> list[Mix]:
+        """How to mix a batch ``(N, C, H, W)``: as many ways as the objective needs, or none without mixing."""
+        if not self.mixing:
+            return []
+        count, height, width = len(images), *images.shape[-2:]
+        return [self.mixing.draw(mix_key(key, i), count, height, width) for i in range(MIXES[self.kind])]
+
+    def views(self, images: Tensor, labels: Tensor, random: KeyedRandom, mixes: Sequence[Mix] = ()) -> list[Tensor]:
+        """The views of a batch, each ``(N, C, H, W)`` in [0, 1].
+
+        Args:
+            images: ``(N, C, H, W)`` in [0, 1].
+            labels: ``(N,)`` int64.
+            random: One stream per image.
+            mixes: What :meth:`mixes` gave.
+        """
         if self.kind == "ce":
-            return [common]
-        other = augment.apply(self.other, common, labels, random)
-        auxiliary = augment.apply(self.auxiliary, common, labels, random)
-        return [other, auxiliary] if self.kind == "ace" else [common, other, auxiliary]
+            images = augment.apply(self.common[: self.before_mixing], images, labels, random)
+            images = mixes[0].images(images) if mixes else images
+            return [augment.apply(self.common[self.before_mixing :], images, labels, random)]
+        common = augment.apply(self.common, images, labels, random)
+        if self.kind == "jsd":
+            common = mixes[0].images(common) if mixes else common
+            other = augment.apply(self.other, common, labels, random)
+            return [common, other, augment.apply(self.auxiliary, common, labels, random)]
+        other, mixed = augment.apply(self.other, common, labels, random), common
+        if mixes:
+            other, mixed = mixes[0].images(other), mixes[1].images(common)
+        return [other, augment.apply(self.auxiliary, mixed, labels, random)]
 
     def __call__(
-        self, model: nn.Module, forward: Callable[[Tensor], Tensor], views: list[Tensor], labels: Tensor
+        self,
+        model: nn.Module,
+        forward: Callable[[Tensor], Tensor],
+        views: list[Tensor],
+        labels: Tensor,
+        mixes: Sequence[Mix] = (),
     ) -> tuple[Tensor, Tensor]:
         """Loss of a batch, and the logits of its first view.
 
@@ -68,14 +103,16 @@ class Objective:
             forward: How to call it, for example a wrapper for several processes.
             views: What :meth:`views` gave, normalised.
             labels: ``(N,)`` int64.
+            mixes: What :meth:`views` mixed them by.
         """
         if self.kind == "ce":
             logits = forward(views[0])
-            return F.cross_entropy(logits.float(), labels), logits
+            target = mixes[0].target(labels, logits.shape[1]) if mixes else labels
+            return F.cross_entropy(logits.float(), target), logits
         from sturdy.nn import route
 
         # One pass: a wrapper for several processes does not take two passes before one backward pass.
         with route(model, ROUTES[self.kind]):
             parts = forward(torch.cat(views)).chunk(len(views))
-        loss = self.ace(*parts, labels) if self.kind == "ace" else self.jsd(*parts, labels)
-        return loss, parts[0]
+        targets = [mix.target(labels, parts[0].shape[1]) for mix in mixes] or [labels]
+        return (self.ace if self.kind == "ace" else self.jsd)(*parts, *targets), parts[0]

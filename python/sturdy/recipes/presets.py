@@ -19,6 +19,8 @@ _MODULES = {
 
 NAMES = tuple(_MODULES)
 
+_LIKE_CIFAR10 = ("cifar100", "tinyimagenet")
+
 
 @dataclass(frozen=True)
 class Preset:
@@ -26,16 +28,20 @@ class Preset:
 
     Attributes:
         name: Its name on the command line.
-        summary: One line for ``sturdy presets``.
+        summary: One line for ``sturdy list``.
         source: The paper.
         defaults: Maps the name of a data set to values for fields of :class:`Settings`. ``"npz"`` and
-            ``"imagefolder"`` are data sets too. Must name every field that has no default of its own.
+            ``"imagefolder"`` are data sets too. Must name every field that has no default of its own. Where the paper
+            has no recipe for ``"cifar100"`` or ``"tinyimagenet"`` it may raise a KeyError: that of CIFAR-10 holds.
+        refine: Maps all values so far, and those of the user among them, to values that depend on them, such as another
+            optimizer for another network. What the user chose stays.
     """
 
     name: str
     summary: str
     source: str
     defaults: Callable[[str], dict[str, Any]]
+    refine: Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]] = lambda values, chosen: {}
 
 
 def load_preset(name: str) -> Preset:
@@ -50,4 +56,15 @@ def resolve(preset_name: str, chosen: dict[str, Any]) -> Settings:
     preset = load_preset(preset_name)
     explicit = {name: value for name, value in chosen.items() if value is not None}
     data = check_name("data set", explicit.get("data", "digits"), DATA_SETS)
-    return Settings(**{**preset.defaults(data), **explicit, "preset": preset.name, "data": data})
+    explicit = {**explicit, "preset": preset.name, "data": data}
+    values = {**_defaults(preset, data), **explicit}
+    return Settings(**{**values, **preset.refine(values, explicit), **explicit})
+
+
+def _defaults(preset: Preset, data: str) -> dict[str, Any]:
+    try:
+        return preset.defaults(data)
+    except KeyError:
+        if data not in _LIKE_CIFAR10:
+            raise
+    return preset.defaults("cifar10")

@@ -8,14 +8,14 @@ from typing import Any
 
 from sturdy.recipes.errors import RecipeError, UsageError, check_name
 
-DATA_SETS = ("digits", "fashion-mnist", "cifar10", "npz", "imagefolder")
-MODELS = ("small-cnn", "resnet18", "resnet50")
+DATA_SETS = ("digits", "fashion-mnist", "cifar10", "cifar100", "tinyimagenet", "npz", "imagefolder")
+MODELS = ("small-cnn", "resnet18", "resnet50", "cct_7_3x1", "cct_14_7x2")
 STEMS = ("plain", "pushpull")
-RESNET_STEMS = ("auto", "cifar", "imagenet")
-GEOMETRIC_AUGMENTATIONS = ("crop", "flip")
+RESNET_STEMS = ("auto", "cifar", "tinyimagenet", "imagenet")
+GEOMETRIC_AUGMENTATIONS = ("crop", "resized-crop", "flip")
 AUXILIARY_AUGMENTATIONS = ("afa",)
 PAPER_AUGMENTATIONS = ("afa", "dfmx")  # what a baseline does without
-AUGMENTATIONS = ("crop", "flip", "afa", "dfmx")
+AUGMENTATIONS = (*GEOMETRIC_AUGMENTATIONS, *PAPER_AUGMENTATIONS)
 OBJECTIVES = ("ce", "ace", "jsd")
 OPTIMIZERS = ("sgd", "adamw")
 SCHEDULES = ("cosine", "onecycle", "steps", "plateau")
@@ -39,6 +39,7 @@ class Settings:
     schedule: str
     data_dir: str | None = None
     image_size: int = 224
+    test_crop: float = 1.0
     limit_train: int | None = None
     limit_test: int | None = None
     val_fraction: float = 0.1
@@ -48,6 +49,9 @@ class Settings:
     inhibition: float = 1.0
     trainable_inhibition: bool = False
     augment: tuple[str, ...] = ()
+    crop_padding: int | None = None
+    mixup: float = 0.0
+    cutmix: float = 0.0
     afa_strength: float = 10.0
     afa_reference: bool = False
     dfm_masks: str | None = None
@@ -93,9 +97,35 @@ class Settings:
                 raise UsageError(f"{_option(name)} must be 1 or more, got {value}")
         if not self.lr > 0:
             raise UsageError(f"--lr must be positive, got {self.lr}")
-        for name in ("weight_decay", "afa_strength", "jsd_lambda", "grad_clip", "min_lr", "warmup_epochs"):
+        not_negative = (
+            "weight_decay",
+            "momentum",
+            "afa_strength",
+            "jsd_lambda",
+            "grad_clip",
+            "min_lr",
+            "warmup_epochs",
+        )
+        for name in (*not_negative, "mixup", "cutmix"):
             if not getattr(self, name) >= 0:
                 raise UsageError(f"{_option(name)} must not be negative, got {getattr(self, name)}")
+        if self.crop_padding is not None and self.crop_padding < 0:
+            raise UsageError(f"--crop-padding must not be negative, got {self.crop_padding}")
+        if not 0 < self.test_crop <= 1:
+            raise UsageError(f"--test-crop must be above 0 and at most 1, got {self.test_crop}")
+        if not 0 <= self.warmup_start <= 1:
+            raise UsageError(f"--warmup-start must be in [0, 1], got {self.warmup_start}")
+        for name in ("div_factor", "final_div_factor"):
+            if not getattr(self, name) > 0:
+                raise UsageError(f"{_option(name)} must be positive, got {getattr(self, name)}")
+        if not self.momentum < 1:
+            raise UsageError(f"--momentum must be below 1, got {self.momentum}")
+        if (
+            self.mixes
+            and {"afa", "dfmx"} <= set(self.augment)
+            and self.augment.index("afa") < self.augment.index("dfmx")
+        ):
+            raise UsageError("images are mixed before afa, and dfmx must come before that: --augment dfmx,afa")
         if not 0 <= self.dfm_p <= 1:
             raise UsageError(f"--dfm-p must be in [0, 1], got {self.dfm_p}")
         if self.batch_size % self.accumulate:
@@ -132,6 +162,11 @@ class Settings:
     def is_baseline(self) -> bool:
         """True if its baseline would be the run itself."""
         return not self.baseline().differences(self)
+
+    @property
+    def mixes(self) -> bool:
+        """True if images and labels are mixed, by MixUp or CutMix or both in turn."""
+        return self.mixup > 0 or self.cutmix > 0
 
     @property
     def finds_masks(self) -> bool:
