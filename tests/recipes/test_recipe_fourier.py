@@ -319,17 +319,6 @@ def test_accumulated_parts_give_the_gradient_of_the_whole(npz: Path, tmp_path: P
         torch.testing.assert_close(parts, whole, rtol=1e-3, atol=1e-5)
 
 
-def test_the_papers_recipes() -> None:
-    cifar, imagenet, dfmx = (resolve(*case) for case in (
-        ("afa", {"data": "cifar10"}), ("afa", {"data": "imagefolder"}), ("dfmx", {"data": "cifar10"}),
-    ))  # fmt: skip
-    assert (cifar.epochs, cifar.batch_size, cifar.lr, cifar.weight_decay) == (200, 256, 0.1, 5e-4)
-    assert (cifar.objective, cifar.grad_clip, cifar.jsd_lambda, cifar.min_lr) == ("ace", 1.0, 10.0, 1e-5)
-    assert (imagenet.epochs, imagenet.batch_size, imagenet.accumulate, imagenet.jsd_lambda) == (90, 512, 4, 12.0)
-    assert cifar.nesterov and cifar.ibn and not imagenet.nesterov and not cifar.norm_weight_decay
-    assert (dfmx.dfm_p, dfmx.lr, dfmx.batch_size, dfmx.epochs, dfmx.schedule) == (0.3, 0.01, 64, 200, "plateau")
-
-
 # ---- masks -----------------------------------------------------------------------------------------------------------
 
 
