@@ -186,7 +186,11 @@ def test_first_loss_by_hand(npz: Path, tmp_path: Path, objective: str) -> None:
 # ---- runs ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("more", [(), ("--accumulate", 2, "--objective", "ce")], ids=["ace", "ce in two parts"])
+@pytest.mark.parametrize(
+    "more",
+    [(), ("--accumulate", 2, "--objective", "ce"), ("--model", "cct_7_3x1", "--epochs", 4, "--limit-train", 36)],
+    ids=["ace", "ce in two parts", "a transformer, with dropout"],
+)
 def test_resumes_to_the_same_losses(
     sturdy: Sturdy, npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: tuple[object, ...]
 ) -> None:
@@ -210,7 +214,7 @@ def test_resumes_to_the_same_losses(
         assert_one_line_error(result, "interrupted", status=130)
     assert sturdy("train", "afa", "--out", tmp_path / "run", "--resume", "--device", "cpu").status == 0
     assert losses(tmp_path / "run") == losses(tmp_path / "whole")
-    plain = ["train", "afa", *tiny(npz, tmp_path / "plain", *more)[2:]]
+    plain = ["train", "afa", *tiny(npz, tmp_path / "plain", *more, "--mixup", 0, "--cutmix", 0)[2:]]
     assert sturdy(*plain).status == 0
     assert losses(tmp_path / "plain") != losses(tmp_path / "whole")
 

@@ -198,6 +198,7 @@ def test_the_validation_part_is_not_augmented(npz: Path, tmp_path: Path) -> None
         ("afa", ["--mixup", "1", "--cutmix", "1", "--stem", "pushpull"]),
         ("afa", ["--augment", "resized-crop,afa", "--objective", "jsd", "--jsd-lambda", "1", "--momentum", "0.8"]),
         ("afa", ["--model", "cct_7_3x1", "--stem", "pushpull", "--limit-train", "80", "--batch-size", "16"]),
+        ("afa", ["--model", "cct_7_3x1", "--precision", "bf16", "--limit-train", "80", "--batch-size", "16"]),
         ("dfmx", ["--cutmix", "1"]),
     ],
     ids=lambda value: value if isinstance(value, str) else ",".join(value) or "as it is",
