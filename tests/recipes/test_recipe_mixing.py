@@ -188,7 +188,11 @@ def test_first_loss_by_hand(npz: Path, tmp_path: Path, objective: str) -> None:
 
 @pytest.mark.parametrize(
     "more",
-    [(), ("--accumulate", 2, "--objective", "ce"), ("--model", "cct_7_3x1", "--epochs", 4, "--limit-train", 36)],
+    [
+        (),
+        ("--accumulate", 2, "--objective", "ce"),
+        ("--model", "cct_7_3x1", "--epochs", 2, "--limit-train", 36, "--batch-size", 8),
+    ],
     ids=["ace", "ce in two parts", "a transformer, with dropout"],
 )
 def test_resumes_to_the_same_losses(
