@@ -148,12 +148,15 @@ def test_steps_for_imagenet() -> None:
 @pytest.mark.parametrize(("data", "model", "lr", "warm"), [("cifar10", *CCT7.values(), 6e-4, 10),
                                                            ("imagefolder", *CCT14.values(), 5e-4, 25)])  # fmt: skip
 def test_cosine_with_warm_up_of_a_transformer(data: str, model: str, lr: float, warm: int) -> None:
-    """A tenth of the cosine's rate to all of it, down to a thousandth of the rate."""
+    """A tenth of the rate to all of it, then half a cosine down to a thousandth."""
     found = rates(resolve("afa", {"data": data, "model": model}), 3)
     for step in (0, 1, 3 * warm - 1, 3 * warm, 400, 899):
-        cosine = 1e-3 + (1 - 1e-3) * (1 + math.cos(math.pi * step / 900)) / 2
-        rise = min(1, 0.1 + 0.9 * step / (3 * warm))
-        assert found[step] == pytest.approx(lr * rise * cosine, rel=1e-6)
+        if step < 3 * warm:
+            wanted = 0.1 + 0.9 * step / (3 * warm)
+        else:
+            done = (step - 3 * warm) / (900 - 3 * warm)
+            wanted = 1e-3 + (1 - 1e-3) * (1 + math.cos(math.pi * done)) / 2
+        assert found[step] == pytest.approx(lr * wanted, rel=1e-6)
 
 
 def test_plateau() -> None:

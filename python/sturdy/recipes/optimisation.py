@@ -45,7 +45,7 @@ def make_scheduler(settings: Settings, optimizer: torch.optim.Optimizer, total_s
     ``cosine``: from ``lr`` by half a cosine down to ``min_lr``. ``onecycle``: one cycle with ``lr`` as its peak and the
     momentum cycled inversely. ``steps``: a tenth after each third of the epochs. ``plateau``: a tenth when the
     validation loss has not fallen for 10 epochs. ``cosine`` and ``steps`` rise linearly over ``warmup_epochs`` first,
-    from ``warmup_start`` times the rate that they would have.
+    from ``warmup_start`` times ``lr``; the cosine takes the epochs that are left.
     """
     schedules = torch.optim.lr_scheduler
     if settings.schedule == "onecycle":
@@ -70,6 +70,7 @@ def make_scheduler(settings: Settings, optimizer: torch.optim.Optimizer, total_s
             warm = settings.warmup_start + (1 - settings.warmup_start) * step / rising
         if settings.schedule == "steps":
             return warm * 0.1 ** sum(step >= part * settings.epochs // 3 * per_epoch for part in (1, 2))
-        return warm * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(step, total_steps) / total_steps)))
+        done = max(0, min(step, total_steps) - rising) / max(1, total_steps - rising)
+        return warm * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * done)))
 
     return schedules.LambdaLR(optimizer, factor)
