@@ -15,7 +15,7 @@ constexpr int64_t kWavesAtOnce = 8;          // tables of more would not stay in
 constexpr int64_t kBlockPixels = 4096;       // of intermediate values, where one pass does not do
 constexpr int64_t kDeepBlockPixels = 65536;  // the same where every block computes the sines again
 
-constexpr double kTwoPi = 6.283185307179586476925;
+constexpr double kTurnsPerRadian = 1.0 / 6.283185307179586476925;
 
 int64_t round_up(int64_t a, int64_t b) { return (a + b - 1) / b * b; }
 
@@ -85,21 +85,22 @@ class Tables {
         const int64_t wave = first_wave + k;
         const double row_frequency = read(waves_.frequency, image, channel + c, wave, 0);
         const double column_frequency = read(waves_.frequency, image, channel + c, wave, 1);
-        const double turns = read(waves_.phase, image, channel + c, wave, 0) / kTwoPi;
+        const double turns = read(waves_.phase, image, channel + c, wave, 0) * kTurnsPerRadian;
         const int64_t rows_at = (k * channels_ + c) * rows_;
-        sine_table(row_frequency, row_start, 0.0, rows, row_sine_ + rows_at, row_cosine_ + rows_at);
+        Axis(row_frequency, row_start, 0.0).table(rows, row_sine_ + rows_at, row_cosine_ + rows_at);
         const T amplitude = static_cast<T>(read(waves_.amplitude, image, channel + c, wave, 0));
-        for (int64_t i = rows_at; i < rows_at + rows; i++) {
-          factor_sine_[i] = amplitude * row_sine_[i];
-          factor_cosine_[i] = amplitude * row_cosine_[i];
+        for (int64_t i = rows_at; i < rows_at + rows; i += kLanes<T>) {
+          store(factor_sine_ + i, load(row_sine_ + i) * broadcast(amplitude));
+          store(factor_cosine_ + i, load(row_cosine_ + i) * broadcast(amplitude));
         }
+        const Axis columns(column_frequency, column_start, turns);
         T* sine = sine_ + k * pitch_;
         T* cosine = cosine_ + k * pitch_;
         if (channels_ == 1) {
-          sine_table(column_frequency, column_start, turns, pitch_, sine, cosine);
+          columns.table(pitch_, sine, cosine);
           continue;
         }
-        sine_table(column_frequency, column_start, turns, waves_.width, one_sine_, one_cosine_);
+        columns.table(waves_.width, one_sine_, one_cosine_);
         for (int64_t j = 0; j < waves_.width; j++) {
           sine[j * channels_ + c] = one_sine_[j];
           cosine[j * channels_ + c] = one_cosine_[j];
@@ -260,24 +261,81 @@ void forward_at_once(const Tables<T>& tables, const WaveAddParams& p, bool merge
     }
     return;
   }
-  const auto narrow = [&](auto vectors) {
-    add_to_narrow_plane<decltype(vectors)::value>(from, from_stride, to, to_stride, unit.rows, waves.width,
-                                                  tables.of_plane(0), bounds);
-  };
-  switch ((waves.width + kLanes<T> - 1) / kLanes<T>) {
-    case 1:
-      return narrow(std::integral_constant<int, 1>{});
-    case 2:
-      return narrow(std::integral_constant<int, 2>{});
-    case 3:
-      return narrow(std::integral_constant<int, 3>{});
-    case 4:
-      return narrow(std::integral_constant<int, 4>{});
-    default:
-      break;
-  }
   for (int64_t i = 0; i < unit.rows; i++) {
     add_to_row<1>(from + i * from_stride, to + i * to_stride, waves.width, tables.of_plane(i), bounds);
+  }
+}
+
+// Planes of one wave and at most `vectors` vectors in width: no tables of columns, their sines stay in registers.
+template <int vectors, typename In, typename Out>
+void forward_narrow(const WaveAddParams& p, int64_t begin, int64_t end) {
+  using T = Accumulate<Out>;
+  const Waves& waves = p.waves;
+  const Bounds<T> bounds = bounds_of<T>(waves);
+  const double row_start = -0.5 * static_cast<double>(waves.height - 1);
+  const double column_start = -0.5 * static_cast<double>(waves.width - 1);
+  const int64_t room = round_up(waves.height, kLanes<T>);
+  T* row_sine = nullptr;
+  T* row_cosine = nullptr;
+  const auto place = [&](Arena arena) {
+    row_sine = arena.take<T>(room);
+    row_cosine = arena.take<T>(room);
+    return arena.used();
+  };
+  place(Arena(host_scratch(ScratchSlot::task, place(Arena(nullptr)))));
+  int64_t image = begin / waves.channels;
+  int64_t channel = begin % waves.channels;
+  for (int64_t index = begin; index < end; index++) {
+    const Axis rows(read(waves.frequency, image, channel, 0, 0), row_start, 0.0);
+    const Axis columns(read(waves.frequency, image, channel, 0, 1), column_start,
+                       read(waves.phase, image, channel, 0, 0) * kTurnsPerRadian);
+    const Vec<T> amplitude = broadcast(static_cast<T>(read(waves.amplitude, image, channel, 0, 0)));
+    for (int64_t i = 0; i < waves.height; i += kLanes<T>) {
+      const SineCosine<T> v = rows.at<T>(i);
+      store(row_sine + i, v.sine * amplitude);
+      store(row_cosine + i, v.cosine * amplitude);
+    }
+    Vec<T> sine[vectors];
+    Vec<T> cosine[vectors];
+    STURDY_UNROLL
+    for (int i = 0; i < vectors; i++) {
+      const SineCosine<T> v = columns.at<T>(i * kLanes<T>);
+      sine[i] = v.sine;
+      cosine[i] = v.cosine;
+    }
+    const In* from = static_cast<const In*>(p.input.data) + image * p.input.stride[0] + channel * p.input.stride[1];
+    Out* to = static_cast<Out*>(p.out.data) + image * p.out.stride[0] + channel * p.out.stride[1];
+    add_to_narrow_plane<vectors>(from, p.input.stride[2], to, p.out.stride[2], waves.height, waves.width, row_sine,
+                                 row_cosine, sine, cosine, bounds);
+    if (++channel == waves.channels) {
+      channel = 0;
+      image++;
+    }
+  }
+  trim_host_scratch(ScratchSlot::task);
+}
+
+// Does the units [begin, end) that way if it can.
+template <typename In, typename Out>
+bool forward_if_narrow(const WaveAddParams& p, const cpu::WaveAddCut& cut, int64_t begin, int64_t end) {
+  if (cut.merged || cut.bands != 1 || p.waves.count != 1 || !rows_are_dense(p.input, p.waves, false)) {
+    return false;
+  }
+  switch (round_up(p.waves.width, kLanes<Accumulate<Out>>) / kLanes<Accumulate<Out>>) {
+    case 1:
+      forward_narrow<1, In, Out>(p, begin, end);
+      return true;
+    case 2:
+      forward_narrow<2, In, Out>(p, begin, end);
+      return true;
+    case 3:
+      forward_narrow<3, In, Out>(p, begin, end);
+      return true;
+    case 4:
+      forward_narrow<4, In, Out>(p, begin, end);
+      return true;
+    default:
+      return false;
   }
 }
 
@@ -289,6 +347,9 @@ int64_t rows_of_block(int64_t length, int64_t rows, int64_t pixels) {
 template <typename In, typename Out>
 void forward(const WaveAddParams& p, const cpu::WaveAddCut& cut, int64_t begin, int64_t end) {
   using T = Accumulate<Out>;
+  if (forward_if_narrow<In, Out>(p, cut, begin, end)) {
+    return;
+  }
   const Waves& waves = p.waves;
   const bool at_once = waves.count <= kWavesAtOnce;
   const int64_t length = waves.width * (cut.merged ? waves.channels : 1);

@@ -40,54 +40,117 @@ STURDY_ALWAYS_INLINE Vec<T> series(const T (&coefficients)[count], Vec<T> z) {
   return sum * z;
 }
 
-STURDY_ALWAYS_INLINE void store_as(double* to, Vec<double> v) { store(to, v); }
-STURDY_ALWAYS_INLINE void store_as(float* to, Vec<double> v) {
-  typedef float HalfVector __attribute__((vector_size(kVectorBytes / 2)));
-  const HalfVector narrow = __builtin_convertvector(v.v, HalfVector);
-  std::memcpy(to, &narrow, sizeof narrow);
+// Two halves of a vector side by side. Not through memory: a load of what two stores left would wait for both.
+typedef float HalfFloats __attribute__((vector_size(kVectorBytes / 2)));
+typedef int32_t HalfWords __attribute__((vector_size(kVectorBytes / 2)));
+#if defined(__AVX512F__)
+STURDY_ALWAYS_INLINE Vec<float> join(HalfFloats low, HalfFloats high) {
+  return {_mm512_insertf32x8(_mm512_castps256_ps512(low), high, 1)};
+}
+STURDY_ALWAYS_INLINE LaneIndex<float>::Native join(HalfWords low, HalfWords high) {
+  return reinterpret_cast<LaneIndex<float>::Native>(
+      _mm512_inserti32x8(_mm512_castsi256_si512(reinterpret_cast<__m256i>(low)), reinterpret_cast<__m256i>(high), 1));
+}
+#elif defined(__AVX2__)
+STURDY_ALWAYS_INLINE Vec<float> join(HalfFloats low, HalfFloats high) { return {_mm256_set_m128(high, low)}; }
+STURDY_ALWAYS_INLINE LaneIndex<float>::Native join(HalfWords low, HalfWords high) {
+  return reinterpret_cast<LaneIndex<float>::Native>(
+      _mm256_set_m128i(reinterpret_cast<__m128i>(high), reinterpret_cast<__m128i>(low)));
+}
+#else
+STURDY_ALWAYS_INLINE Vec<float> join(HalfFloats low, HalfFloats high) {
+  const Vec<float>::Native both = {low[0], low[1], high[0], high[1]};
+  return {both};
+}
+STURDY_ALWAYS_INLINE LaneIndex<float>::Native join(HalfWords low, HalfWords high) {
+  const LaneIndex<float>::Native both = {low[0], low[1], high[0], high[1]};
+  return both;
+}
+#endif
+
+// An angle as a number of quarter turns, of which the two lowest bits count, and what is left, in radians and at most
+// an eighth of a turn.
+template <typename T>
+struct ReducedAngle {
+  Vec<T> rest;
+  typename LaneIndex<T>::Native quarters;
+};
+
+STURDY_ALWAYS_INLINE ReducedAngle<double> reduced_angle(Vec<double> quarter_turns) {
+  constexpr double round = 0x1.8p52;  // adding it rounds to an integer, which then stands in the lowest bits
+  constexpr double half_pi = 1.570796326794896619231;
+  const Vec<double> shifted{quarter_turns.v + round};
+  const Vec<double> rest{quarter_turns.v - (shifted.v - round)};
+  return {{rest.v * half_pi}, reinterpret_cast<LaneIndex<double>::Native>(shifted.v)};
 }
 
-// sine[i], cosine[i] of 2 pi (frequency * (start + i) + turns) for 0 <= i < count and on to the next multiple of lanes.
-// The angle is reduced to an eighth of a turn while it is a double.
-template <typename T>
-inline void sine_table(double frequency, double start, double turns, int64_t count, T* sine, T* cosine) {
-  constexpr double round = 0x1.8p52;  // adding and taking it away rounds to an integer
-  constexpr double two_pi = 6.283185307179586476925;
-  constexpr int lanes = kLanes<T>;
-  constexpr int64_t block = 4 * lanes;
-  T angle[block];    // within an eighth of a turn, in radians
-  T quarter[block];  // of a turn, from -2 to 2
-  Vec<double> ramp;
-  STURDY_UNROLL
-  for (int i = 0; i < kLanes<double>; i++) {
-    ramp.v[i] = i;
-  }
-  for (int64_t begin = 0; begin < count; begin += block) {
-    const int64_t wanted = count - begin < block ? count - begin : block;
-    const int64_t size = (wanted + lanes - 1) / lanes * lanes;
-    for (int64_t i = 0; i < size; i += kLanes<double>) {
-      const Vec<double> at{ramp.v + (start + static_cast<double>(begin + i))};
-      const Vec<double> whole{at.v * frequency + turns};
-      const Vec<double> turn{whole.v - ((whole.v + round) - round)};
-      const Vec<double> quarters{(turn.v * 4.0 + round) - round};
-      store_as(angle + i, Vec<double>{(turn.v - quarters.v * 0.25) * two_pi});
-      store_as(quarter + i, quarters);
-    }
-    for (int64_t i = 0; i < size; i += lanes) {
-      const Vec<T> x = load(angle + i);
-      const Vec<T> z = x * x;
-      const Vec<T> s{x.v + x.v * series(SineSeries<T>::sine, z).v};
-      const Vec<T> c{T(1) + series(SineSeries<T>::cosine, z).v};
-      const auto q = load(quarter + i).v;
-      const Vec<T> for_sine{q * q == T(1) ? c.v : s.v};
-      const Vec<T> for_cosine{q * q == T(1) ? s.v : c.v};
-      const Vec<T> opposite_sine{q * q == T(4) ? -for_sine.v : for_sine.v};
-      const Vec<T> opposite_cosine{q * q == T(4) ? -for_cosine.v : for_cosine.v};
-      store(sine + begin + i, Vec<T>{q == T(-1) ? -opposite_sine.v : opposite_sine.v});
-      store(cosine + begin + i, Vec<T>{q == T(1) ? -opposite_cosine.v : opposite_cosine.v});
-    }
-  }
+// Of lanes 0, 1, ... times `step`, in quarter turns from `start` on.
+STURDY_ALWAYS_INLINE ReducedAngle<double> angles_from(double start, double step, Vec<double> lane, double /*tag*/) {
+  return reduced_angle({lane.v * step + start});
 }
+
+STURDY_ALWAYS_INLINE ReducedAngle<float> angles_from(double start, double step, Vec<double> lane, float /*tag*/) {
+  const ReducedAngle<double> low = reduced_angle({lane.v * step + start});
+  const ReducedAngle<double> high = reduced_angle({(lane.v + kLanes<double>)*step + start});
+  return {join(__builtin_convertvector(low.rest.v, HalfFloats), __builtin_convertvector(high.rest.v, HalfFloats)),
+          join(__builtin_convertvector(low.quarters, HalfWords), __builtin_convertvector(high.quarters, HalfWords))};
+}
+
+template <typename T>
+struct SineCosine {
+  Vec<T> sine, cosine;
+};
+
+template <typename T>
+STURDY_ALWAYS_INLINE SineCosine<T> sine_cosine(const ReducedAngle<T>& angle) {
+  using Integers = typename LaneIndex<T>::Native;
+  using Native = typename Vec<T>::Native;
+  constexpr int to_sign = 8 * static_cast<int>(sizeof(T)) - 2;  // from the second lowest bit
+  const Integers sign_bit = reinterpret_cast<Integers>(broadcast(T{-0.0}).v);
+  const Integers n = angle.quarters;
+  const Vec<T> x = angle.rest;
+  const Vec<T> z = x * x;
+  const Vec<T> s{x.v + x.v * series(SineSeries<T>::sine, z).v};
+  const Vec<T> c{T(1) + series(SineSeries<T>::cosine, z).v};
+  const Integers for_sine = reinterpret_cast<Integers>((n & 1) != 0 ? c.v : s.v);
+  const Integers for_cosine = reinterpret_cast<Integers>((n & 1) != 0 ? s.v : c.v);
+  const Integers sine_sign = (n << to_sign) & sign_bit;
+  const Integers cosine_sign = ((n + 1) << to_sign) & sign_bit;
+  return {{reinterpret_cast<Native>(for_sine ^ sine_sign)}, {reinterpret_cast<Native>(for_cosine ^ cosine_sign)}};
+}
+
+// The sines along an axis: of 2 pi (frequency * (start + i) + turns) for i = 0, 1, ... The angle is reduced to an
+// eighth of a turn while it is a double.
+class Axis {
+ public:
+  STURDY_ALWAYS_INLINE Axis(double frequency, double start, double turns)
+      : frequency_(4.0 * frequency), first_(4.0 * (start * frequency + turns)) {
+    STURDY_UNROLL
+    for (int i = 0; i < kLanes<double>; i++) {
+      lane_.v[i] = i;
+    }
+  }
+
+  // Those of a whole vector, from i = begin on.
+  template <typename T>
+  STURDY_ALWAYS_INLINE SineCosine<T> at(int64_t begin) const {
+    return sine_cosine(angles_from(first_ + frequency_ * static_cast<double>(begin), frequency_, lane_, T{}));
+  }
+
+  // Those for 0 <= i < count and on to the next multiple of lanes.
+  template <typename T>
+  STURDY_ALWAYS_INLINE void table(int64_t count, T* sine, T* cosine) const {
+    for (int64_t begin = 0; begin < count; begin += kLanes<T>) {
+      const SineCosine<T> v = at<T>(begin);
+      store(sine + begin, v.sine);
+      store(cosine + begin, v.cosine);
+    }
+  }
+
+ private:
+  double frequency_, first_;  // in quarter turns
+  Vec<double> lane_;
+};
 
 // ---- pixels ----
 
@@ -251,26 +314,20 @@ STURDY_ALWAYS_INLINE void add_to_row(const From* from, To* to, int64_t length, c
 }
 
 // The same for all rows of a plane of at most `vectors` vectors in width and for one wave, whose sines along the row
-// then stay in registers. Rows lie from_stride and to_stride apart.
+// are in registers. Rows lie from_stride and to_stride apart.
 template <int vectors, typename T, typename From, typename To>
 STURDY_ALWAYS_INLINE void add_to_narrow_plane(const From* from, int64_t from_stride, To* to, int64_t to_stride,
-                                              int64_t rows, int64_t width, const RowWaves<T>& wave,
+                                              int64_t rows, int64_t width, const T* row_sines, const T* row_cosines,
+                                              const Vec<T> (&sine)[vectors], const Vec<T> (&cosine)[vectors],
                                               const Bounds<T>& bounds) {
   constexpr int lanes = kLanes<T>;
   constexpr int last = (vectors - 1) * lanes;
   const int64_t rest = width - last;
-  Vec<T> cosine[vectors];
-  Vec<T> sine[vectors];
-  STURDY_UNROLL
-  for (int i = 0; i < vectors; i++) {
-    cosine[i] = load(wave.cosine + i * lanes);
-    sine[i] = load(wave.sine + i * lanes);
-  }
   const auto add_to_one = [&](int64_t row, auto whole) {
     const From* from_row = from + row * from_stride;
     To* to_row = to + row * to_stride;
-    const Vec<T> row_sine = broadcast(wave.row_sine[row]);
-    const Vec<T> row_cosine = broadcast(wave.row_cosine[row]);
+    const Vec<T> row_sine = broadcast(row_sines[row]);
+    const Vec<T> row_cosine = broadcast(row_cosines[row]);
     STURDY_UNROLL
     for (int i = 0; i < vectors; i++) {
       const bool full = decltype(whole)::value || i + 1 < vectors;

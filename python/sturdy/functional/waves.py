@@ -172,7 +172,8 @@ def _waves(input: Tensor, frequency: Tensor, amplitude: Tensor | float, phase: T
     if not isinstance(frequency, Tensor) or frequency.dim() not in (2, 3, 4):
         shape = tuple(frequency.shape) if isinstance(frequency, Tensor) else type(frequency).__name__
         raise ShapeError(f"wave_add: frequency must be a tensor (N or 1, C or 1, K, 2) or (K, 2), got {shape}")
-    frequency = frequency.reshape((1,) * (4 - frequency.dim()) + tuple(frequency.shape))
+    if frequency.dim() < 4:  # views of tensors that are right already would take longer than a small batch
+        frequency = frequency.reshape((1,) * (4 - frequency.dim()) + tuple(frequency.shape))
     parameters = []
     for name, value in (("amplitude", amplitude), ("phase", phase)):
         tensor = value
@@ -182,12 +183,15 @@ def _waves(input: Tensor, frequency: Tensor, amplitude: Tensor | float, phase: T
             raise ShapeError(
                 f"wave_add: {name} must be (N or 1, C or 1, K) or a number, got shape {tuple(tensor.shape)}"
             )
-        parameters.append(tensor.reshape((1,) * (3 - tensor.dim()) + tuple(tensor.shape)))
+        if tensor.dim() < 3:
+            tensor = tensor.reshape((1,) * (3 - tensor.dim()) + tuple(tensor.shape))
+        parameters.append(tensor)
     count = frequency.shape[2]
     if count == 1:
         count = next((int(p.shape[2]) for p in parameters if p.shape[2] != 1), 1)
         frequency = frequency.expand(-1, -1, count, -1)
-    parameters = [p.expand(-1, -1, count) if p.shape[2] == 1 else p for p in parameters]
+    if count != 1:
+        parameters = [p.expand(-1, -1, count) if p.shape[2] == 1 else p for p in parameters]
     return frequency, *parameters
 
 
