@@ -134,6 +134,21 @@ void fill_chirp(const FftAxis<T>& axis) {
   }
 }
 
+template <typename T, typename Radices>
+void set_stages(FftAxis<T>& axis, const Radices& radices) {
+  int64_t rest = axis.length;
+  int64_t rotation = 0;
+  for (int radix : radices) {
+    FftStage& stage = axis.stages[axis.stage_count++];
+    stage.radix = radix;
+    stage.blocks = axis.length / rest;
+    rest /= radix;
+    stage.spacing = rest;
+    stage.rotation = rotation;
+    rotation += (rest - 1) * (radix - 1) * 2;
+  }
+}
+
 }  // namespace
 
 template <typename T>
@@ -148,17 +163,19 @@ FftAxis<T> make_fft_axis(int64_t size) {
   if (even != radices.rend()) {
     std::rotate(even.base() - 1, even.base(), radices.end());
   }
-  int64_t rest = axis.length;
-  int64_t rotation = 0;
+  set_stages(axis, radices);
+  return axis;
+}
+
+template <typename T>
+FftAxis<T> make_fft_axis(std::initializer_list<int> radices) {
+  FftAxis<T> axis = {};
+  axis.size = 1;
   for (int radix : radices) {
-    FftStage& stage = axis.stages[axis.stage_count++];
-    stage.radix = radix;
-    stage.blocks = axis.length / rest;
-    rest /= radix;
-    stage.spacing = rest;
-    stage.rotation = rotation;
-    rotation += (rest - 1) * (radix - 1) * 2;
+    axis.size *= radix;
   }
+  axis.length = axis.size;
+  set_stages(axis, radices);
   return axis;
 }
 
@@ -204,6 +221,8 @@ void fill_fft_axis(FftAxis<T>& axis) {
 
 template FftAxis<float> make_fft_axis<float>(int64_t);
 template FftAxis<double> make_fft_axis<double>(int64_t);
+template FftAxis<float> make_fft_axis<float>(std::initializer_list<int>);
+template FftAxis<double> make_fft_axis<double>(std::initializer_list<int>);
 template void place_fft_axis<float>(FftAxis<float>&, Arena&);
 template void place_fft_axis<double>(FftAxis<double>&, Arena&);
 template void fill_fft_axis<float>(FftAxis<float>&);

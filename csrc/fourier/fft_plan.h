@@ -9,6 +9,7 @@
 #pragma once
 
 #include <cstdint>
+#include <initializer_list>
 
 #include "common/scratch.h"
 
@@ -41,6 +42,10 @@ struct FftAxis {
 // Decides the stages of a transform of `size` samples, at least 1.
 template <typename T>
 FftAxis<T> make_fft_axis(int64_t size);
+
+// The same with the stages given: `radices`, each one of those of fft_stages.h, multiply to the size.
+template <typename T>
+FftAxis<T> make_fft_axis(std::initializer_list<int> radices);
 
 // Takes the memory of the tables, then, with `fill`, computes them. Throws std::bad_alloc.
 template <typename T>

@@ -44,6 +44,18 @@ FftPlanePlan<T> make_fft_plane_plan(int64_t height, int64_t width, int64_t lanes
 }
 
 template <typename T>
+FftPlanePlan<T> make_small_fft_plane_plan(int64_t height, int64_t width, int64_t lanes) {
+  FftPlanePlan<T> plan = make_fft_plane_plan<T>(height, width, lanes, true);
+  plan.rows = make_fft_axis<T>({2, static_cast<int>(width / 2)});
+  plan.last_radix = static_cast<int>(height);
+  plan.packed = true;
+  plan.kept = height / 2;
+  plan.strips = 1;
+  plan.spectrum_size = width * lanes;
+  return plan;
+}
+
+template <typename T>
 void place_fft_plane_plan(FftPlanePlan<T>& plan, Arena& arena) {
   place_fft_axis(plan.columns, arena);
   place_fft_axis(plan.rows, arena);
@@ -81,6 +93,8 @@ void fill_fft_plane_plan(FftPlanePlan<T>& plan) {
 
 template FftPlanePlan<float> make_fft_plane_plan<float>(int64_t, int64_t, int64_t, bool);
 template FftPlanePlan<double> make_fft_plane_plan<double>(int64_t, int64_t, int64_t, bool);
+template FftPlanePlan<float> make_small_fft_plane_plan<float>(int64_t, int64_t, int64_t);
+template FftPlanePlan<double> make_small_fft_plane_plan<double>(int64_t, int64_t, int64_t);
 template void place_fft_plane_plan<float>(FftPlanePlan<float>&, Arena&);
 template void place_fft_plane_plan<double>(FftPlanePlan<double>&, Arena&);
 template void fill_fft_plane_plan<float>(FftPlanePlan<float>&);

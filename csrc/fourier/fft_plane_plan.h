@@ -43,6 +43,11 @@ struct FftPlanePlan {
 // Sizes only; `may_pack` false keeps every row apart.
 template <typename T>
 FftPlanePlan<T> make_fft_plane_plan(int64_t height, int64_t width, int64_t lanes, bool may_pack);
+// The same for kernels that transform whole columns of an even height, and rows of an even width in stages of radix 2
+// and width / 2: the kept rows are the frequencies 0 to height / 2 - 1 in their order, the first one packed, all in one
+// strip. The kernels of fft_plane.h cannot work with it.
+template <typename T>
+FftPlanePlan<T> make_small_fft_plane_plan(int64_t height, int64_t width, int64_t lanes);
 template <typename T>
 void place_fft_plane_plan(FftPlanePlan<T>& plan, Arena& arena);
 template <typename T>

@@ -83,10 +83,14 @@ void prepare_mask_of(const SpectralFilterPlan<T>& plan, int64_t at, T* to) {
   const SpectralFilterGeometry& g = plan.geometry;
   const FftPlanePlan<T>& p = plan.plane;
   const SymmetricMask<M> mask(static_cast<const M*>(plan.mask.data) + at, plan.mask, g);
-  // Both the separation of the columns' spectra and the two transforms are left unscaled.
-  const double scale = 0.5 / (static_cast<double>(g.height) * static_cast<double>(g.width));
+  // Both transforms are left unscaled, and so is the separation of the columns' spectra; small planes have none, but
+  // halve what they give back, all but the real frequencies of the columns.
+  const double unscaled = 1 / (static_cast<double>(g.height) * static_cast<double>(g.width));
+  const double real_scale = plan.small ? unscaled : 0.5 * unscaled;
+  const double complex_scale = plan.small ? 2 * unscaled : 0.5 * unscaled;
   for (int64_t row = 0; row < p.strips * p.lanes; row++) {
     const int64_t k = p.frequencies[row];
+    const double scale = k == 0 || 2 * k == g.height ? real_scale : complex_scale;
     T* strip = to + row / p.lanes * g.width * p.lanes + row % p.lanes;
     for (int64_t l = 0; l < g.width; l++) {
       strip[p.rows.places[l] * p.lanes] = static_cast<T>(mask(k, l) * scale);
@@ -99,7 +103,7 @@ void prepare_mask_of(const SpectralFilterPlan<T>& plan, int64_t at, T* to) {
   std::fill(second, second + g.width * p.lanes, T(0));
   for (int64_t l = 0; l < g.width; l++) {
     const int64_t place = p.rows.places[l] * p.lanes;
-    const double zero = mask(0, l) * scale, half = mask(g.height / 2, l) * scale;
+    const double zero = mask(0, l) * real_scale, half = mask(g.height / 2, l) * real_scale;
     to[place] = static_cast<T>(0.5 * (zero + half));
     second[place] = static_cast<T>(0.5 * (zero - half));
   }
@@ -107,11 +111,14 @@ void prepare_mask_of(const SpectralFilterPlan<T>& plan, int64_t at, T* to) {
 
 // Everything but the memory.
 template <typename T>
-SpectralFilterPlan<T> make_plan(const SpectralFilterGeometry& g, const Masks& mask, int64_t lanes, bool may_pack) {
+SpectralFilterPlan<T> make_plan(const SpectralFilterGeometry& g, const Masks& mask, int64_t lanes, bool may_pack,
+                                bool may_be_small) {
   SpectralFilterPlan<T> plan = {};
   plan.geometry = g;
   plan.mask = mask;
-  plan.plane = make_fft_plane_plan<T>(g.height, g.width, lanes, may_pack);
+  plan.small = may_be_small && g.many == 1 && is_small_plane(g.height, g.width, lanes);
+  plan.plane = plan.small ? make_small_fft_plane_plan<T>(g.height, g.width, lanes)
+                          : make_fft_plane_plan<T>(g.height, g.width, lanes, may_pack);
   plan.mask_size = plan.plane.spectrum_size + (plan.plane.packed ? g.width * lanes : 0);
   plan.mask_count = g.mask_entries * g.many * g.mask_channels;
   plan.pieces = 1;
@@ -159,7 +166,7 @@ Status run_forward(const SpectralFilterParams& params, const Threads& threads) {
     return Status::ok;
   }
   const SpectralFilterKernels<T>& kernel = kernels<T>(g.dtype);
-  SpectralFilterPlan<T> plan = make_plan<T>(g, params.mask, kernel.lanes, true);
+  SpectralFilterPlan<T> plan = make_plan<T>(g, params.mask, kernel.lanes, true, true);
   Status status = set_up(plan, prepares_all_masks(plan), threads);
   if (status == Status::ok) {
     status = threads(g.batch * g.channels, plane_grain(plan), [&](int64_t begin, int64_t end) {
@@ -176,7 +183,7 @@ Status run_backward(const SpectralFilterBackwardParams& params, const Threads& t
   const SpectralFilterGeometry& g = params.geometry;
   const bool want_input = params.grad_x.data != nullptr, want_mask = params.grad_mask.data != nullptr;
   const SpectralFilterKernels<T>& kernel = kernels<T>(g.dtype);
-  SpectralFilterPlan<T> plan = make_plan<T>(g, params.mask, kernel.lanes, !want_mask);
+  SpectralFilterPlan<T> plan = make_plan<T>(g, params.mask, kernel.lanes, !want_mask, false);
   if (want_mask) {
     plan.pieces =
         std::clamp<int64_t>(kPieces / std::max<int64_t>(1, plan.mask_count), 1, std::max<int64_t>(1, g.batch));

@@ -5,6 +5,7 @@
 
 #include "fourier/fft_plane.h"
 #include "fourier/spectral_filter_cpu_plan.h"
+#include "fourier/spectral_filter_cpu_small.h"
 
 namespace sturdy {
 namespace STURDY_ISA_NAMESPACE {
@@ -122,6 +123,18 @@ void copy_plane(PlaneView<const S> from, PlaneView<S> to, int64_t height, int64_
   }
 }
 
+// The same between element types.
+template <typename From, typename To>
+void copy_plane_as(PlaneView<const From> from, PlaneView<To> to, int64_t height, int64_t width) {
+  for (int64_t h = 0; h < height; h++) {
+    const From* source = from.data + h * from.row;
+    To* target = to.data + h * to.row;
+    for (int64_t w = 0; w < width; w++) {
+      assign(target[w * to.column], to_accumulate(source[w * from.column]));
+    }
+  }
+}
+
 template <typename S>
 bool needs_staging(const Planes& planes, const SpectralFilterGeometry& g) {
   return planes.data != nullptr && planes.column != 1 && g.width != 1;
@@ -221,10 +234,80 @@ Prefetch prefetch_of(const Plan<T>& plan, PlaneView<const S> next, PlaneView<S> 
   return prefetch;
 }
 
+template <typename S, int H, int W>
+void filter_small_planes(const Plan<Accumulate<S>>& plan, const SpectralFilterParams& params, int64_t begin,
+                         int64_t end) {
+  using T = Accumulate<S>;
+  using Small = SmallPlane<T, H, W>;
+  const SpectralFilterGeometry& g = params.geometry;
+  const bool reads_directly = std::is_same_v<S, T> && params.x.column == 1 && params.x.row == W;
+  const bool writes_directly = std::is_same_v<S, T> && params.out.column == 1 && params.out.row == W;
+  T* mask = nullptr;
+  T* work = nullptr;
+  T* staging = nullptr;
+  const auto place = [&](Arena arena) {
+    work = arena.take<T>(Small::work_size);
+    mask = arena.take<T>(plan.masks == nullptr ? plan.mask_size : 0);
+    staging = arena.take<T>(H * W);
+    return arena.used();
+  };
+  place(Arena(host_scratch(ScratchSlot::task, place(Arena(nullptr)))));
+  const Bounds<T> bounds = bounds_of<T>(g);
+  int64_t prepared = -1;
+  for (int64_t item = begin; item < end; item++) {
+    const int64_t n = item / g.channels, c = item % g.channels;
+    const PlaneView<const S> in = plane_view<const S>(params.x, n, 0, c);
+    const PlaneView<S> out = plane_view<S>(params.out, n, 0, c);
+    const int64_t entry = plan.entry(n);
+    if (entry < 0) {
+      copy_plane<S>(in, out, H, W);
+      continue;
+    }
+    const int64_t id = plan.mask_id(entry, 0, c);
+    if (plan.masks == nullptr && prepared != id) {
+      cpu::prepare_mask(plan, id, mask);
+      prepared = id;
+    }
+    const Small plane(plan.masks == nullptr ? mask : plan.masks + id * plan.mask_size, work);
+    const T* from = staging;
+    T* to = staging;
+    Prefetch prefetch;
+    if constexpr (std::is_same_v<S, T>) {
+      from = reads_directly ? in.data : from;
+      to = writes_directly ? out.data : to;
+    }
+    if (reads_directly && writes_directly) {
+      const int64_t after = item + 1 < end ? item + 1 : item;
+      prefetch.read =
+          reinterpret_cast<const char*>(plane_view<const S>(params.x, after / g.channels, 0, after % g.channels).data);
+      prefetch.write = reinterpret_cast<const char*>(out.data);
+      prefetch.bytes = (H * W * sizeof(S) / Small::steps + 63) / 64 * 64;
+      prefetch.near = true;
+    }
+    if (!reads_directly) {
+      copy_plane_as<S>(in, PlaneView<T>{staging, W, 1}, H, W);
+    }
+    if (g.clip) {
+      plane.template run<true>(from, to, bounds, prefetch);
+    } else {
+      plane.template run<false>(from, to, bounds, prefetch);
+    }
+    if (!writes_directly) {
+      copy_plane_as<T>(PlaneView<const T>{staging, W, 1}, out, H, W);
+    }
+  }
+}
+
 template <typename S>
 void filter_planes(const Plan<Accumulate<S>>& plan, const SpectralFilterParams& params, int64_t begin, int64_t end) {
   using T = Accumulate<S>;
   const SpectralFilterGeometry& g = params.geometry;
+  if constexpr (cpu::is_small_plane(32, 32, kLanes<T>)) {
+    if (plan.small) {
+      return g.height == 28 ? filter_small_planes<S, 28, 28>(plan, params, begin, end)
+                            : filter_small_planes<S, 32, 32>(plan, params, begin, end);
+    }
+  }
   const bool stages = needs_staging<S>(params.x, g) || needs_staging<S>(params.out, g);
   Task<T> task = make_task<T>(plan, g.many > 1, stages, false);
   const Bounds<T> bounds = bounds_of<T>(g);

@@ -11,10 +11,17 @@
 namespace sturdy {
 namespace cpu {
 
+// The planes that spectral_filter_cpu_small.h has kernels for: those of the usual small images, where vectors are wide
+// enough.
+constexpr bool is_small_plane(int64_t height, int64_t width, int64_t lanes) {
+  return lanes == 16 && height == width && (height == 28 || height == 32);
+}
+
 template <typename T>
 struct SpectralFilterPlan {
   SpectralFilterGeometry geometry;
   FftPlanePlan<T> plane;
+  bool small;  // for the kernels of small planes, forward with one result for each image
   Masks mask;
 
   // A prepared mask has the layout of the half spectrum and everything in it that scales. Where the plan is packed its
