@@ -85,6 +85,7 @@ void check_mask(Checker& check, const Options* options, const Images& images, co
   g.height = images.height;
   g.width = images.width;
   g.dtype = to_dtype(images.tensor->dtype);
+  g.device = images.tensor->device.device_id;
   g.half = (options->flags & STURDY_SPECTRAL_FILTER_HALF) != 0;
   g.clip = (options->flags & STURDY_SPECTRAL_FILTER_CLIP) != 0;
   g.low = options->low;
@@ -201,6 +202,16 @@ void check_index_values(Checker& check, const sturdy_tensor* index, SpectralFilt
   }
 }
 
+void check_workspace(Checker& check, const sturdy_context* context, size_t wanted) {
+  const size_t got = context == nullptr || context->workspace == nullptr ? 0 : context->workspace_bytes;
+  if (got < wanted) {
+    check.fail(STURDY_ENOMEM,
+               "workspace must have at least " + std::to_string(wanted) + " bytes, got " + std::to_string(got));
+  }
+}
+
+void* workspace_of(const sturdy_context* context) { return context == nullptr ? nullptr : context->workspace; }
+
 Planes planes_of(const sturdy_tensor* tensor) {
   Planes planes;
   if (tensor != nullptr) {
@@ -213,6 +224,28 @@ Planes planes_of(const sturdy_tensor* tensor) {
     planes.column = stride_of(*tensor, rank - 1);
   }
   return planes;
+}
+
+// The geometry of a call by its images and masks; false where the call itself will say what is wrong.
+bool geometry_of(const Options* options, const sturdy_tensor* x, const sturdy_tensor* mask, const sturdy_tensor* index,
+                 SpectralFilterGeometry* g) {
+  Checker check(forward_name);
+  Masks view;
+  check_options(check, options);
+  const Images images = check_images(check, "x", x);
+  check_mask(check, options, images, mask, index, *g, view);
+  return check.ok() && image_is_on_cuda(*x);
+}
+
+template <typename Query>
+size_t workspace(const Options* options, const sturdy_tensor* x, const sturdy_tensor* mask, const sturdy_tensor* index,
+                 const Query& query) noexcept {
+  try {
+    SpectralFilterGeometry g = {};
+    return geometry_of(options, x, mask, index, &g) ? query(g) : 0;
+  } catch (...) {
+    return 0;  // out of memory for a message; the call itself will say so
+  }
 }
 
 sturdy_status forward(const sturdy_context* context, const Options* options, const sturdy_tensor* x,
@@ -239,7 +272,10 @@ sturdy_status forward(const sturdy_context* context, const Options* options, con
   p.x = planes_of(x);
   p.out = planes_of(out);
   if (image_is_on_cuda(*x)) {
-    return report(forward_name, cuda::spectral_filter(p, context == nullptr ? nullptr : context->stream));
+    check_workspace(check, context, cuda::spectral_filter_workspace(p.geometry));
+    return check.ok() ? report(forward_name, cuda::spectral_filter(p, workspace_of(context),
+                                                                   context == nullptr ? nullptr : context->stream))
+                      : check.result();
   }
   return report(forward_name, cpu::spectral_filter(p, Threads(context)));
 }
@@ -324,7 +360,11 @@ sturdy_status backward(const sturdy_context* context, const Options* options, co
     p.grad_mask.entry = p.grad_mask.filtered * g.many;
   }
   if (image_is_on_cuda(*grad_out)) {
-    return report(backward_name, cuda::spectral_filter_backward(p, context == nullptr ? nullptr : context->stream));
+    check_workspace(check, context, cuda::spectral_filter_backward_workspace(g, grad_mask != nullptr));
+    return check.ok()
+               ? report(backward_name, cuda::spectral_filter_backward(p, workspace_of(context),
+                                                                      context == nullptr ? nullptr : context->stream))
+               : check.result();
   }
   return report(backward_name, cpu::spectral_filter_backward(p, Threads(context)));
 }
@@ -365,6 +405,19 @@ sturdy_status sturdy_spectral_filter_infer(const sturdy_spectral_filter_options*
       }
     }
     return check.result();
+  });
+}
+
+size_t sturdy_spectral_filter_workspace(const sturdy_spectral_filter_options* options, const sturdy_tensor* x,
+                                        const sturdy_tensor* mask, const sturdy_tensor* index) {
+  return sturdy::workspace(options, x, mask, index, sturdy::cuda::spectral_filter_workspace);
+}
+
+size_t sturdy_spectral_filter_backward_workspace(const sturdy_spectral_filter_options* options, const sturdy_tensor* x,
+                                                 const sturdy_tensor* mask, const sturdy_tensor* index,
+                                                 int32_t want_grad_mask) {
+  return sturdy::workspace(options, x, mask, index, [&](const sturdy::SpectralFilterGeometry& g) {
+    return sturdy::cuda::spectral_filter_backward_workspace(g, want_grad_mask != 0);
   });
 }
 

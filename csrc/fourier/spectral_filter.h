@@ -34,6 +34,7 @@ struct SpectralFilterGeometry {
   DType dtype;           // of the planes
   const int64_t* index;  // null, or the table entry of each image, where -1 copies the image; checked
   int64_t index_stride;
+  int32_t device;  // whose limits the CUDA kernels are laid out for
 };
 
 struct SpectralFilterParams {
@@ -59,8 +60,11 @@ Status spectral_filter_backward(const SpectralFilterBackwardParams& params, cons
 }  // namespace cpu
 
 namespace cuda {
-Status spectral_filter(const SpectralFilterParams& params, void* stream);
-Status spectral_filter_backward(const SpectralFilterBackwardParams& params, void* stream);
+// Bytes of device scratch; 0 without kernels for CUDA.
+size_t spectral_filter_workspace(const SpectralFilterGeometry& geometry);
+size_t spectral_filter_backward_workspace(const SpectralFilterGeometry& geometry, bool want_mask);
+Status spectral_filter(const SpectralFilterParams& params, void* workspace, void* stream);
+Status spectral_filter_backward(const SpectralFilterBackwardParams& params, void* workspace, void* stream);
 }  // namespace cuda
 
 }  // namespace sturdy

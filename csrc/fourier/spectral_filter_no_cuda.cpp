@@ -3,9 +3,15 @@
 
 namespace sturdy::cuda {
 
-Status spectral_filter(const SpectralFilterParams& /*params*/, void* /*stream*/) { return Status::not_built; }
+size_t spectral_filter_workspace(const SpectralFilterGeometry& /*geometry*/) { return 0; }
 
-Status spectral_filter_backward(const SpectralFilterBackwardParams& /*params*/, void* /*stream*/) {
+size_t spectral_filter_backward_workspace(const SpectralFilterGeometry& /*geometry*/, bool /*want_mask*/) { return 0; }
+
+Status spectral_filter(const SpectralFilterParams& /*params*/, void* /*workspace*/, void* /*stream*/) {
+  return Status::not_built;
+}
+
+Status spectral_filter_backward(const SpectralFilterBackwardParams& /*params*/, void* /*workspace*/, void* /*stream*/) {
   return Status::not_built;
 }
 

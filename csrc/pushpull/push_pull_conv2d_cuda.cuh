@@ -10,6 +10,7 @@
 #include <cstdint>
 
 #include "common/cuda.cuh"
+#include "common/cuda_workspace.cuh"
 #include "pushpull/push_pull_conv2d.h"
 
 namespace sturdy::cuda::push_pull {
@@ -52,25 +53,6 @@ struct FilterRange {
   A minimum_count, maximum_count;  // how many weights equal them
 
   STURDY_DEVICE A offset() const { return minimum + maximum; }
-};
-
-// Cuts a workspace into aligned pieces; with no base it only counts.
-class Workspace {
- public:
-  explicit Workspace(void* base) : base_(reinterpret_cast<uintptr_t>(base)) {}
-
-  template <typename Element>
-  Element* take(int64_t count) {
-    const uintptr_t at = base_ + bytes_;
-    bytes_ += (static_cast<size_t>(count) * sizeof(Element) + kAlignment - 1) / kAlignment * kAlignment;
-    return reinterpret_cast<Element*>(at);
-  }
-  size_t bytes() const { return bytes_; }
-
- private:
-  static constexpr size_t kAlignment = 256;
-  uintptr_t base_;
-  size_t bytes_ = 0;
 };
 
 // ---------------------------------------------------------------------------------------------------------- elements

@@ -99,6 +99,8 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
         [CONTEXT, WAVE_ADD_OPTIONS, TENSOR, TENSOR, TENSOR, TENSOR, TENSOR, TENSOR, TENSOR],
     ),
     "sturdy_spectral_filter_infer": (c_int32, [FILTER_OPTIONS, TENSOR, TENSOR, TENSOR, TENSOR]),
+    "sturdy_spectral_filter_workspace": (c_size_t, [FILTER_OPTIONS, TENSOR, TENSOR, TENSOR]),
+    "sturdy_spectral_filter_backward_workspace": (c_size_t, [FILTER_OPTIONS, TENSOR, TENSOR, TENSOR, c_int32]),
     "sturdy_spectral_filter": (c_int32, [CONTEXT, FILTER_OPTIONS, TENSOR, TENSOR, TENSOR, TENSOR]),
     "sturdy_spectral_filter_backward": (c_int32, [CONTEXT, FILTER_OPTIONS, *[TENSOR] * 6]),
 }

@@ -11,9 +11,6 @@ from sturdy.functional import spectral_filter
 from support import DTYPES, dtype_id, with_layout
 from support import uninitialized_memory_is_nan as poisoned
 
-# There are kernels for the CPU alone so far.
-pytestmark = pytest.mark.parametrize("backend", ["cpu"], indirect=True)
-
 # Leading dimensions of the mask, and the index.
 MASKS = {
     "shared": ((), None),

@@ -33,7 +33,7 @@ Tensor spectral_filter(const Tensor& input, const Tensor& mask, const std::optio
   check(sturdy_spectral_filter_infer(&options, in.get(), m.get(), i.get(), &inferred));
   const MemoryFormat format = inferred.ndim == 4 ? output_format(input) : MemoryFormat::Contiguous;
   Tensor out = make(input, std::vector<int64_t>(shape, shape + inferred.ndim), input.scalar_type(), format);
-  const Call call(input, 0);
+  const Call call(input, sturdy_spectral_filter_workspace(&options, in.get(), m.get(), i.get()));
   View out_view(out);
   check(sturdy_spectral_filter(call.context(), &options, in.get(), m.get(), i.get(), out_view.get()));
   return out;
@@ -61,7 +61,16 @@ std::tuple<Tensor, Tensor> spectral_filter_backward(const Tensor& grad_out, cons
   Tensor grad_input = make(grad_out, shape, grad_out.scalar_type(), format);
   Tensor grad_mask = make(grad_out, need_mask ? sizes_of(mask) : std::vector<int64_t>{0}, accumulate_dtype(grad_out),
                           MemoryFormat::Contiguous);
-  const Call call(grad_out, 0);
+  // The images by their shape: where they are not needed they were not kept.
+  sturdy_tensor images = *(input.has_value() ? in.get() : grad.get());
+  std::vector<int64_t> image_shape(images.shape, images.shape + images.ndim);
+  if (image_shape.size() == 5) {
+    image_shape.erase(image_shape.begin() + 1);
+    images.strides = nullptr;
+  }
+  images.ndim = static_cast<int32_t>(image_shape.size());
+  images.shape = image_shape.data();
+  const Call call(grad_out, sturdy_spectral_filter_backward_workspace(&options, &images, m.get(), i.get(), need_mask));
   View to_input = need_input ? View(grad_input) : View();
   View to_mask = need_mask ? View(grad_mask) : View();
   check(sturdy_spectral_filter_backward(call.context(), &options, grad.get(), in.get(), m.get(), i.get(),

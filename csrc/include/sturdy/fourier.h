@@ -104,10 +104,21 @@ STURDY_API sturdy_status sturdy_spectral_filter_infer(const sturdy_spectral_filt
                                                       const sturdy_tensor* x, const sturdy_tensor* mask,
                                                       const sturdy_tensor* index, sturdy_tensor* out);
 
+/* Bytes that context->workspace must have for the call; 0 on the CPU, and where the arguments are wrong. */
+STURDY_API size_t sturdy_spectral_filter_workspace(const sturdy_spectral_filter_options* options,
+                                                   const sturdy_tensor* x, const sturdy_tensor* mask,
+                                                   const sturdy_tensor* index);
+
 STURDY_API sturdy_status sturdy_spectral_filter(const sturdy_context* context,
                                                 const sturdy_spectral_filter_options* options, const sturdy_tensor* x,
                                                 const sturdy_tensor* mask, const sturdy_tensor* index,
                                                 sturdy_tensor* out);
+
+/* The same for the backward call, with 1 or 0 for whether grad_mask is wanted. `x` may be any tensor with the shape,
+ * dtype and device of the images; its data are not looked at. */
+STURDY_API size_t sturdy_spectral_filter_backward_workspace(const sturdy_spectral_filter_options* options,
+                                                            const sturdy_tensor* x, const sturdy_tensor* mask,
+                                                            const sturdy_tensor* index, int32_t want_grad_mask);
 
 /* Gradients of sum(grad_out * out). Outputs that are NULL are not computed:
  *   grad_x     shape and dtype of x; contiguous or channels-last
