@@ -143,17 +143,9 @@ class FrequencyRemover:
         fresh = self._fresh(cells)
         if len(fresh) == 0:
             return self.images
-        height, width = self.size
-        mirrored = mirror_cells(fresh, self.size)
-        index, mirror_index = (c[:, 0] * width + c[:, 1] for c in (fresh, mirrored))
-        first, place = torch.minimum(index, mirror_index).unique(return_inverse=True)
-        count = torch.zeros(len(first), dtype=torch.float64).index_add_(0, place, torch.ones(len(fresh)).double())
-        # The wave stands for a cell and its mirror image; where they are one, for that.
-        own_mirror = torch.zeros(len(first), dtype=torch.bool).index_put_((place,), index == mirror_index)
-        share = torch.where(own_mirror, count, count / 2)
-        bins = torch.stack((first // width - height // 2, first % width - width // 2), dim=1)
+        bins, shares = self._shares(fresh)
         frequency, amplitude, phase = spectrum_waves(self._spectrum, bins, self.size)
-        taken = wave_add(self.images, frequency, amplitude * -share.to(amplitude.device), phase)
+        taken = wave_add(self.images, frequency, amplitude * -shares.to(amplitude.device), phase)
         self._candidate = (cells.clone(), taken)
         return taken
 
@@ -168,6 +160,20 @@ class FrequencyRemover:
         self._candidate = None
         self.kept[fresh[:, 0], fresh[:, 1]] = False
 
+    def _shares(self, cells: Tensor) -> tuple[Tensor, Tensor]:
+        """Bins ``(K, 2)`` of the waves that cells have a share in, and the shares ``(K,)``: half a wave for each cell.
+
+        In plain numbers, as there are two cells as a rule, and tensors would take longer than the images.
+        """
+        height, width = self.size
+        shares: dict[tuple[int, int], float] = {}
+        for row, column in cells.tolist():
+            k, m = row - height // 2, column - width // 2
+            bin, mirror = (k % height, m % width), (-k % height, -m % width)
+            first = min(bin, mirror)
+            shares[first] = shares.get(first, 0.0) + (1.0 if bin == mirror else 0.5)
+        return torch.tensor(list(shares)), torch.tensor(list(shares.values()), dtype=torch.float64)
+
     def _fresh(self, cells: Tensor) -> Tensor:
         """Those of the cells that are still there."""
         if cells.dim() != 2 or cells.shape[1] != 2:
@@ -175,7 +181,7 @@ class FrequencyRemover:
         if cells.dtype != torch.int64:
             raise TypeError(f"FrequencyRemover: cells must be int64, got {cells.dtype}")
         cells = cells.cpu()
-        inside = (cells >= 0).all() and (cells < torch.tensor(self.size)).all()
-        if not inside:
-            raise IndexError(f"FrequencyRemover: a cell lies outside the {self.size[0]} x {self.size[1]} frequencies")
+        height, width = self.size
+        if not all(0 <= row < height and 0 <= column < width for row, column in cells.tolist()):
+            raise IndexError(f"FrequencyRemover: a cell lies outside the {height} x {width} frequencies")
         return cells[self.kept[cells[:, 0], cells[:, 1]]]
