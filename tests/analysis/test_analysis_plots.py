@@ -77,6 +77,14 @@ def test_maps_of_classes(case: Any, tmp_path: Path, tool: Callable[..., Any], na
     assert texts == [HORIZONTAL, VERTICAL]
 
 
+def test_scale_of_a_ranking(case: Any) -> None:
+    found = rank_frequencies(*case)
+    found.importance[:, 4, 4] = 100.0
+    found.importance[2, 1, 1] = -7.0
+    assert found.plot().axes[0].images[0].get_clim() == (-7, 7)
+    assert found.plot(limit=0.5).axes[0].images[0].get_clim() == (-0.5, 0.5)
+
+
 def test_heatmap(case: Any, tmp_path: Path) -> None:
     model, loader = case
     found = fourier_heatmap(model, loader, 2.0)

@@ -54,9 +54,23 @@ class FrequencyRanking:
         least = flat.topk(cells, dim=1).values[:, -1]
         return (self.importance >= least[:, None, None]).float()
 
-    def plot(self, path: str | os.PathLike[str] | None = None, names: Sequence[str] | None = None) -> Figure:
-        """Draw the maps; ``names`` are those of all classes, ``path`` is a PNG file."""
-        limit = float(self.importance.abs().max()) or 1.0
+    def plot(
+        self,
+        path: str | os.PathLike[str] | None = None,
+        names: Sequence[str] | None = None,
+        limit: float | None = None,
+    ) -> Figure:
+        """Draw the maps.
+
+        Args:
+            path: A PNG file, or None.
+            names: Of all classes.
+            limit: Nats at the ends of the scale; None for the largest change, that of frequency 0 left out.
+        """
+        if limit is None:
+            others = self.importance.abs()
+            others[:, others.shape[1] // 2, others.shape[2] // 2] = 0
+            limit = float(others.max()) or 1.0
         return _pictures.draw_maps(
             self.importance,
             _pictures.class_names(self.classes, names),
