@@ -47,6 +47,9 @@ STURDY_ALWAYS_INLINE void rotate(Vec<T>& r, Vec<T>& i) {
   }
 }
 
+template <typename T, int N>
+struct HankelButterfly;
+
 // Odd N that is no product of smaller ones here: sums and differences of mirrored samples, h = (N - 1) / 2 of each, and
 // then h x h real coefficients for each of the four parts.
 template <typename T, int N>
@@ -68,11 +71,28 @@ struct Butterfly {
   };
   static constexpr Table table = Table();
 
-  // Outputs [first, first + count) and their mirrors, in 4 count accumulators.
-  template <int first, int count>
-  STURDY_ALWAYS_INLINE static void outputs(const Vec<T>* sum_r, const Vec<T>* sum_i, const Vec<T>* dif_r,
-                                           const Vec<T>* dif_i, Vec<T> r0, Vec<T> i0, Vec<T>* r, Vec<T>* i) {
+  // Sums and differences of mirrored samples.
+  struct Pairs {
+    Vec<T> sum_r[h], sum_i[h], dif_r[h], dif_i[h];
+  };
+
+  template <typename From>
+  STURDY_ALWAYS_INLINE static void read_pair(const From& from, int j, Pairs& pairs) {
+    Vec<T> ar, ai, br, bi;
+    from(j + 1, ar, ai);
+    from(N - 1 - j, br, bi);
+    pairs.sum_r[j] = ar + br;
+    pairs.sum_i[j] = ai + bi;
+    pairs.dif_r[j] = ar - br;
+    pairs.dif_i[j] = ai - bi;
+  }
+
+  // Outputs [first, first + count) and their mirrors, in 4 count accumulators. The first block also reads the samples,
+  // whose sums and stores hide behind its products, and has output 0.
+  template <int first, int count, typename From, typename To>
+  STURDY_ALWAYS_INLINE static void outputs(const From& from, Vec<T> r0, Vec<T> i0, Pairs& pairs, const To& to) {
     Vec<T> ar[count], ai[count], br[count], bi[count];
+    Vec<T> all_r = r0, all_i = i0;
     STURDY_UNROLL
     for (int k = 0; k < count; k++) {
       ar[k] = r0;
@@ -81,7 +101,14 @@ struct Butterfly {
       bi[k] = zero<T>();
     }
     const auto add = [&](int j) STURDY_INLINE_LAMBDA {
-      const Vec<T> sr = sum_r[j], si = sum_i[j], dr = dif_r[j], di = dif_i[j];
+      if constexpr (first == 0) {
+        read_pair(from, j, pairs);
+      }
+      const Vec<T> sr = pairs.sum_r[j], si = pairs.sum_i[j], dr = pairs.dif_r[j], di = pairs.dif_i[j];
+      if constexpr (first == 0) {
+        all_r += sr;
+        all_i += si;
+      }
       STURDY_UNROLL
       for (int k = 0; k < count; k++) {
         const Vec<T> c = broadcast(table.cos[j][first + k]);
@@ -100,38 +127,204 @@ struct Butterfly {
     } else {  // rolled: the inputs stay in memory, the accumulators in registers
       _Pragma("GCC unroll 1") for (int j = 0; j < h; j++) { add(j); }
     }
+    if constexpr (first == 0) {
+      to(0, all_r, all_i);
+    }
     STURDY_UNROLL
     for (int k = 0; k < count; k++) {
       const int at = first + k + 1;
-      r[at] = ar[k] + bi[k];
-      i[at] = ai[k] - br[k];
-      r[N - at] = ar[k] - bi[k];
-      i[N - at] = ai[k] + br[k];
+      to(at, ar[k] + bi[k], ai[k] - br[k]);
+      to(N - at, ar[k] - bi[k], ai[k] + br[k]);
     }
   }
 
+  // from(k, r, i) gives sample k, to(k, r, i) takes frequency k; all that is given is given before anything is taken.
+  // Large sizes have more samples than there are registers: this way each is in memory once between the two.
+  template <typename From, typename To>
+  STURDY_ALWAYS_INLINE static void run_through(const From& from, const To& to) {
+    if constexpr (kVectorRegisters == 32 && N >= 13 && N <= 23) {
+      return HankelButterfly<T, N>::run_through(from, to);
+    }
+    Pairs pairs;
+    Vec<T> r0, i0;
+    from(0, r0, i0);
+    // Blocks of as many outputs as there are registers for; the first one, which has to read, is not the largest.
+    constexpr int most = kVectorRegisters == 32 ? 6 : 2;
+    constexpr int wanted = h < most ? 1 : 1 + h / most;
+    constexpr int block = (h + wanted - 1) / wanted;
+    constexpr int parts = (h + block - 1) / block;
+    constexpr int start = h - (parts - 1) * block;
+    outputs<0, start>(from, r0, i0, pairs, to);
+    for_each_constant(std::make_integer_sequence<int, parts - 1>(), [&](auto b) STURDY_INLINE_LAMBDA {
+      outputs<start + decltype(b)::value * block, block>(from, r0, i0, pairs, to);
+    });
+  }
+
   STURDY_ALWAYS_INLINE static void run(Vec<T>* r, Vec<T>* i) {
-    Vec<T> sum_r[h], sum_i[h], dif_r[h], dif_i[h];
-    const Vec<T> r0 = r[0], i0 = i[0];
+    run_through(
+        [&](int k, Vec<T>& to_r, Vec<T>& to_i) STURDY_INLINE_LAMBDA {
+          to_r = r[k];
+          to_i = i[k];
+        },
+        [&](int k, Vec<T> from_r, Vec<T> from_i) STURDY_INLINE_LAMBDA {
+          r[k] = from_r;
+          i[k] = from_i;
+        });
+  }
+};
+
+// Whether Butterfly<T, N> has run_through, and samples enough for it to matter.
+constexpr bool is_large_prime(int n) { return n == 11 || n == 13 || n >= 17; }
+
+// Prime N between 13 and 23 where there are 32 registers: the same sums and differences, with fewer products.
+//
+// With g a primitive root of N, sample g^a has in frequency g^b the coefficients cos and sin of 2 pi g^(a + b) / N: for
+// a, b in [0, h) they stand for all samples and frequencies up to mirroring, and the matrices depend on a + b alone. In
+// halves of m, with inputs u, v and blocks F_0, F_1, F_2 of the matrix, where a + b begins at 0, m and 2 m,
+//
+//   F_0 u + F_1 v = F_1 (u + v) + (F_0 - F_1) u
+//   F_1 u + F_2 v = F_1 (u + v) + (F_2 - F_1) v
+//
+// which is three products of blocks where the plain form has four.
+template <typename T, int N>
+struct HankelButterfly {
+  static constexpr int h = (N - 1) / 2;
+  static constexpr int m = (h + 1) / 2;
+
+  static constexpr int power(int base, int exponent) {
+    int result = 1;
+    for (int i = 0; i < exponent; i++) {
+      result = result * base % N;
+    }
+    return result;
+  }
+
+  static constexpr int primitive_root() {
+    for (int g = 2;; g++) {
+      int order = 1;
+      while (power(g, order) != 1) {
+        order++;
+      }
+      if (order == N - 1) {
+        return g;
+      }
+    }
+  }
+
+  static constexpr int g = primitive_root();
+
+  struct Table {
+    T cos[3][m][m], sin[3][m][m];  // F_1, F_0 - F_1, F_2 - F_1
+    constexpr Table() : cos(), sin() {
+      for (int a = 0; a < m; a++) {
+        for (int b = 0; b < m; b++) {
+          const cpu::Root f0 = cpu::root(power(g, a + b), N);
+          const cpu::Root f1 = cpu::root(power(g, a + b + m), N);
+          const cpu::Root f2 = cpu::root(power(g, a + b + 2 * m), N);
+          cos[0][a][b] = static_cast<T>(f1.cos);
+          sin[0][a][b] = static_cast<T>(f1.sin);
+          cos[1][a][b] = static_cast<T>(f0.cos - f1.cos);
+          sin[1][a][b] = static_cast<T>(f0.sin - f1.sin);
+          cos[2][a][b] = static_cast<T>(f2.cos - f1.cos);
+          sin[2][a][b] = static_cast<T>(f2.sin - f1.sin);
+        }
+      }
+    }
+  };
+  static constexpr Table table = Table();
+
+  struct Samples {
+    int at[h];
+    constexpr Samples() : at() {
+      for (int a = 0; a < h; a++) {
+        at[a] = power(g, a);
+      }
+    }
+  };
+  static constexpr Samples samples = Samples();
+
+  // Sums and differences of mirrored samples, or what becomes of them.
+  template <int count>
+  struct Pairs {
+    Vec<T> sum_r[count], sum_i[count], dif_r[count], dif_i[count];
+  };
+
+  // out += block * a row of it times (sr, si, dr, di)
+  template <int block, int outputs>
+  STURDY_ALWAYS_INLINE static void multiply(int a, Vec<T> sr, Vec<T> si, Vec<T> dr, Vec<T> di, Pairs<m>& out) {
+    STURDY_UNROLL
+    for (int b = 0; b < outputs; b++) {
+      const Vec<T> c = broadcast(table.cos[block][a][b]);
+      const Vec<T> s = broadcast(table.sin[block][a][b]);
+      out.sum_r[b] += sr * c;
+      out.sum_i[b] += si * c;
+      out.dif_r[b] += dr * s;
+      out.dif_i[b] += di * s;
+    }
+  }
+
+  template <int first, int count, typename To>
+  STURDY_ALWAYS_INLINE static void put(const Pairs<m>& out, const To& to) {
+    for_each_constant(std::make_integer_sequence<int, count>(), [&](auto index) STURDY_INLINE_LAMBDA {
+      constexpr int b = decltype(index)::value;
+      constexpr int k = power(g, first + b);
+      to(k, out.sum_r[b] + out.dif_i[b], out.sum_i[b] - out.dif_r[b]);
+      to(N - k, out.sum_r[b] - out.dif_i[b], out.sum_i[b] + out.dif_r[b]);
+    });
+  }
+
+  template <typename From>
+  STURDY_ALWAYS_INLINE static void read_pair(const From& from, int a, Pairs<h>& in) {
+    Vec<T> ar, ai, br, bi;
+    const int j = samples.at[a];
+    from(j, ar, ai);
+    from(N - j, br, bi);
+    in.sum_r[a] = ar + br;
+    in.sum_i[a] = ai + bi;
+    in.dif_r[a] = ar - br;
+    in.dif_i[a] = ai - bi;
+  }
+
+  template <typename From, typename To>
+  STURDY_ALWAYS_INLINE static void run_through(const From& from, const To& to) {
+    Pairs<h> in;
+    Pairs<m> out;
+    Vec<T> r0, i0;
+    from(0, r0, i0);
     Vec<T> all_r = r0, all_i = i0;
     STURDY_UNROLL
-    for (int j = 0; j < h; j++) {
-      sum_r[j] = r[j + 1] + r[N - 1 - j];
-      dif_r[j] = r[j + 1] - r[N - 1 - j];
-      sum_i[j] = i[j + 1] + i[N - 1 - j];
-      dif_i[j] = i[j + 1] - i[N - 1 - j];
-      all_r += sum_r[j];
-      all_i += sum_i[j];
+    for (int b = 0; b < m; b++) {
+      out.sum_r[b] = r0;
+      out.sum_i[b] = i0;
+      out.dif_r[b] = zero<T>();
+      out.dif_i[b] = zero<T>();
     }
-    r[0] = all_r;
-    i[0] = all_i;
-    constexpr int most = kVectorRegisters == 32 ? 6 : 2;
-    constexpr int block = h < most ? h : most;
-    for_each_constant(std::make_integer_sequence<int, (h + block - 1) / block>(), [&](auto b) STURDY_INLINE_LAMBDA {
-      constexpr int first = decltype(b)::value * block;
-      constexpr int count = h - first < block ? h - first : block;
-      outputs<first, count>(sum_r, sum_i, dif_r, dif_i, r0, i0, r, i);
-    });
+    // Rolled loops: the inputs stay in memory, the accumulators in registers. The first reads on the way.
+    _Pragma("GCC unroll 1") for (int a = 0; a < h - m; a++) {
+      read_pair(from, a, in);
+      read_pair(from, a + m, in);
+      multiply<0, m>(a, in.sum_r[a] + in.sum_r[a + m], in.sum_i[a] + in.sum_i[a + m], in.dif_r[a] + in.dif_r[a + m],
+                     in.dif_i[a] + in.dif_i[a + m], out);
+    }
+    if constexpr (m > h - m) {
+      read_pair(from, m - 1, in);
+      multiply<0, m>(m - 1, in.sum_r[m - 1], in.sum_i[m - 1], in.dif_r[m - 1], in.dif_i[m - 1], out);
+    }
+    const Pairs<m> common = out;
+    _Pragma("GCC unroll 1") for (int a = 0; a < m; a++) {
+      multiply<1, m>(a, in.sum_r[a], in.sum_i[a], in.dif_r[a], in.dif_i[a], out);
+      all_r += in.sum_r[a];
+      all_i += in.sum_i[a];
+    }
+    put<0, m>(out, to);
+    out = common;
+    _Pragma("GCC unroll 1") for (int a = 0; a < h - m; a++) {
+      multiply<2, h - m>(a, in.sum_r[m + a], in.sum_i[m + a], in.dif_r[m + a], in.dif_i[m + a], out);
+      all_r += in.sum_r[m + a];
+      all_i += in.sum_i[m + a];
+    }
+    put<m, h - m>(out, to);
+    to(0, all_r, all_i);
   }
 };
 

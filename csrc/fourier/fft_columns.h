@@ -152,6 +152,34 @@ STURDY_ALWAYS_INLINE void get_row(Ring<T> ring, int64_t row, Vec<T>& ar, Vec<T>&
   bi = right_r - left_i;
 }
 
+template <typename T, int R>
+STURDY_ALWAYS_INLINE void transform_samples(const T* from_r, const T* from_i, ptrdiff_t stride, Vec<T> (&r)[R],
+                                            Vec<T> (&i)[R]) {
+  const auto get = [&](int k, Vec<T>& to_r, Vec<T>& to_i) STURDY_INLINE_LAMBDA {
+    to_r = load(from_r + k * stride);
+    to_i = load(from_i + k * stride);
+  };
+  const auto put = [&](int k, Vec<T> at_r, Vec<T> at_i) STURDY_INLINE_LAMBDA {
+    r[k] = at_r;
+    i[k] = at_i;
+  };
+  run_butterfly<T, R>(get, put);
+}
+
+template <typename T, int R>
+STURDY_ALWAYS_INLINE void restore_samples(const Vec<T> (&r)[R], const Vec<T> (&i)[R], T* to_r, T* to_i,
+                                          ptrdiff_t stride) {
+  const auto get = [&](int k, Vec<T>& at_i, Vec<T>& at_r) STURDY_INLINE_LAMBDA {
+    at_r = r[k];
+    at_i = i[k];
+  };
+  const auto put = [&](int k, Vec<T> at_i, Vec<T> at_r) STURDY_INLINE_LAMBDA {
+    store(to_r + k * stride, at_r);
+    store(to_i + k * stride, at_i);
+  };
+  run_butterfly<T, R>(get, put);
+}
+
 // z, all stages but the last of radix R done -> the strips.
 template <typename T, int R>
 void split_stage(const ColumnCall<T>& call) {
@@ -167,12 +195,7 @@ void split_stage(const ColumnCall<T>& call) {
     const T* at_r = call.column_r + places[f] * stride;
     const T* at_i = call.column_i + places[f] * stride;
     Vec<T> r[R], i[R];
-    STURDY_UNROLL
-    for (int k = 0; k < R; k++) {
-      r[k] = load(at_r + k * stride);
-      i[k] = load(at_i + k * stride);
-    }
-    Butterfly<T, R>::run(r, i);
+    transform_samples<T, R>(at_r, at_i, stride, r, i);
     if (f == 0) {
       if (packed) {
         store(ring.at(kLeftReal, row), r[0] + r[0]);
@@ -198,12 +221,7 @@ void split_stage(const ColumnCall<T>& call) {
       const T* mirror_r = call.column_r + places[blocks - f] * stride;
       const T* mirror_i = call.column_i + places[blocks - f] * stride;
       Vec<T> u[R], v[R];
-      STURDY_UNROLL
-      for (int k = 0; k < R; k++) {
-        u[k] = load(mirror_r + k * stride);
-        v[k] = load(mirror_i + k * stride);
-      }
-      Butterfly<T, R>::run(u, v);
+      transform_samples<T, R>(mirror_r, mirror_i, stride, u, v);
       STURDY_UNROLL
       for (int k = 0; k < R; k++) {
         put_row(ring, row + k, r[k], i[k], u[R - 1 - k], v[R - 1 - k]);
@@ -284,19 +302,9 @@ void merge_stage(const ColumnCall<T>& call) {
         get_row(ring, row + k, r[k], i[k], u[R - 1 - k], v[R - 1 - k]);
       }
       row += R;
-      Butterfly<T, R>::run(v, u);
-      STURDY_UNROLL
-      for (int k = 0; k < R; k++) {
-        store(mirror_r + k * stride, u[k]);
-        store(mirror_i + k * stride, v[k]);
-      }
+      restore_samples<T, R>(u, v, mirror_r, mirror_i, stride);
     }
-    Butterfly<T, R>::run(i, r);
-    STURDY_UNROLL
-    for (int k = 0; k < R; k++) {
-      store(at_r + k * stride, r[k]);
-      store(at_i + k * stride, i[k]);
-    }
+    restore_samples<T, R>(r, i, at_r, at_i, stride);
   }
 }
 

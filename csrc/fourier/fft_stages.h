@@ -49,50 +49,64 @@ struct StageCall {
   Prefetch* prefetch;
 };
 
+// A transform of what get(k, r, i) gives, to put(k, r, i).
+template <typename T, int R, typename Get, typename Put>
+STURDY_ALWAYS_INLINE void run_butterfly(const Get& get, const Put& put) {
+  if constexpr (is_large_prime(R)) {
+    Butterfly<T, R>::run_through(get, put);
+  } else {
+    Vec<T> r[R], i[R];
+    STURDY_UNROLL
+    for (int k = 0; k < R; k++) {
+      get(k, r[k], i[k]);
+    }
+    Butterfly<T, R>::run(r, i);
+    STURDY_UNROLL
+    for (int k = 0; k < R; k++) {
+      put(k, r[k], i[k]);
+    }
+  }
+}
+
 template <typename T, int R, bool rotated>
 STURDY_ALWAYS_INLINE void forward_butterfly(const T* from_r, const T* from_i, ptrdiff_t from_step, T* to_r, T* to_i,
                                             ptrdiff_t to_step, const T* rotation) {
-  Vec<T> r[R], i[R];
-  STURDY_UNROLL
-  for (int k = 0; k < R; k++) {
-    r[k] = load(from_r + k * from_step);
-    i[k] = load(from_i + k * from_step);
-  }
-  Butterfly<T, R>::run(r, i);
-  STURDY_UNROLL
-  for (int k = 0; k < R; k++) {
+  const auto get = [&](int k, Vec<T>& r, Vec<T>& i) STURDY_INLINE_LAMBDA {
+    r = load(from_r + k * from_step);
+    i = load(from_i + k * from_step);
+  };
+  const auto put = [&](int k, Vec<T> r, Vec<T> i) STURDY_INLINE_LAMBDA {
     if (rotated && k > 0) {
       const Vec<T> c = broadcast(rotation[2 * k - 2]), s = broadcast(rotation[2 * k - 1]);
-      const Vec<T> t = r[k] * c + i[k] * s;
-      i[k] = i[k] * c - r[k] * s;
-      r[k] = t;
+      const Vec<T> t = r * c + i * s;
+      i = i * c - r * s;
+      r = t;
     }
-    store(to_r + k * to_step, r[k]);
-    store(to_i + k * to_step, i[k]);
-  }
+    store(to_r + k * to_step, r);
+    store(to_i + k * to_step, i);
+  };
+  run_butterfly<T, R>(get, put);
 }
 
 template <typename T, int R, bool rotated>
 STURDY_ALWAYS_INLINE void inverse_butterfly(const T* from_r, const T* from_i, ptrdiff_t from_step, T* to_r, T* to_i,
                                             ptrdiff_t to_step, const T* rotation) {
-  Vec<T> r[R], i[R];
-  STURDY_UNROLL
-  for (int k = 0; k < R; k++) {
-    r[k] = load(from_r + k * from_step);
-    i[k] = load(from_i + k * from_step);
+  // The inverse is the transform of real and imaginary parts exchanged.
+  const auto get = [&](int k, Vec<T>& i, Vec<T>& r) STURDY_INLINE_LAMBDA {
+    r = load(from_r + k * from_step);
+    i = load(from_i + k * from_step);
     if (rotated && k > 0) {
       const Vec<T> c = broadcast(rotation[2 * k - 2]), s = broadcast(rotation[2 * k - 1]);
-      const Vec<T> t = r[k] * c - i[k] * s;
-      i[k] = i[k] * c + r[k] * s;
-      r[k] = t;
+      const Vec<T> t = r * c - i * s;
+      i = i * c + r * s;
+      r = t;
     }
-  }
-  Butterfly<T, R>::run(i, r);
-  STURDY_UNROLL
-  for (int k = 0; k < R; k++) {
-    store(to_r + k * to_step, r[k]);
-    store(to_i + k * to_step, i[k]);
-  }
+  };
+  const auto put = [&](int k, Vec<T> i, Vec<T> r) STURDY_INLINE_LAMBDA {
+    store(to_r + k * to_step, r);
+    store(to_i + k * to_step, i);
+  };
+  run_butterfly<T, R>(get, put);
 }
 
 template <typename T, int R>
@@ -152,24 +166,25 @@ void filter_stage(const StageCall<T>& call) {
     T* at_i = call.to_i + b * R * lanes;
     const T* mask = call.mask + b * R * lanes;
     Vec<T> r[R], i[R];
-    STURDY_UNROLL
-    for (int k = 0; k < R; k++) {
-      r[k] = load(at_r + k * lanes);
-      i[k] = load(at_i + k * lanes);
-    }
-    Butterfly<T, R>::run(r, i);
-    STURDY_UNROLL
-    for (int k = 0; k < R; k++) {
+    const auto get = [&](int k, Vec<T>& to_r, Vec<T>& to_i) STURDY_INLINE_LAMBDA {
+      to_r = load(at_r + k * lanes);
+      to_i = load(at_i + k * lanes);
+    };
+    const auto multiply = [&](int k, Vec<T> from_r, Vec<T> from_i) STURDY_INLINE_LAMBDA {
       const Vec<T> m = load(mask + k * lanes);
-      r[k] = r[k] * m;
-      i[k] = i[k] * m;
-    }
-    Butterfly<T, R>::run(i, r);
-    STURDY_UNROLL
-    for (int k = 0; k < R; k++) {
-      store(at_r + k * lanes, r[k]);
-      store(at_i + k * lanes, i[k]);
-    }
+      r[k] = from_r * m;
+      i[k] = from_i * m;
+    };
+    run_butterfly<T, R>(get, multiply);
+    const auto get_product = [&](int k, Vec<T>& to_i, Vec<T>& to_r) STURDY_INLINE_LAMBDA {
+      to_r = r[k];
+      to_i = i[k];
+    };
+    const auto put = [&](int k, Vec<T> from_i, Vec<T> from_r) STURDY_INLINE_LAMBDA {
+      store(at_r + k * lanes, from_r);
+      store(at_i + k * lanes, from_i);
+    };
+    run_butterfly<T, R>(get_product, put);
     call.prefetch->step();
   }
 }
