@@ -181,7 +181,15 @@ Status run_forward(const SpectralFilterParams& params, const Threads& threads) {
 template <typename T>
 Status run_backward(const SpectralFilterBackwardParams& params, const Threads& threads) {
   const SpectralFilterGeometry& g = params.geometry;
-  const bool want_input = params.grad_x.data != nullptr, want_mask = params.grad_mask.data != nullptr;
+  const bool want_mask = params.grad_mask.data != nullptr;
+  bool want_input = params.grad_x.data != nullptr;
+  if (want_input && !g.clip && g.many == 1) {  // the filter is its own transpose
+    const Status status = run_forward<T>({g, params.grad_out, params.mask, params.grad_x}, threads);
+    if (status != Status::ok || !want_mask) {
+      return status;
+    }
+    want_input = false;
+  }
   const SpectralFilterKernels<T>& kernel = kernels<T>(g.dtype);
   SpectralFilterPlan<T> plan = make_plan<T>(g, params.mask, kernel.lanes, !want_mask, false);
   if (want_mask) {
