@@ -12,6 +12,9 @@ namespace {
 constexpr int64_t kTaskPixels = 32768;  // less is not worth a thread's while
 constexpr int64_t kUnitsWanted = 32;    // enough for any machine's threads to share a few large planes
 constexpr int64_t kLeastBandRows = 32;  // each band computes sines for all columns again
+// Results of more than this go past the caches: whoever reads them next would not find their beginning there anyway,
+// and ordinary stores read a line before they write it, which is a third of all traffic.
+constexpr int64_t kStreamBytes = int64_t{16} << 20;
 
 const WaveAddKernels& kernels(DType dtype, bool input_is_bytes) {
   switch (cpu_isa()) {
@@ -27,7 +30,7 @@ const WaveAddKernels& kernels(DType dtype, bool input_is_bytes) {
 }
 
 WaveAddCut make_cut(const Waves& waves, bool merged, bool whole_planes) {
-  WaveAddCut cut;
+  WaveAddCut cut = {};
   cut.merged = merged;
   cut.planes = merged ? 1 : waves.channels;
   const int64_t planes = std::max<int64_t>(waves.batch * cut.planes, 1);
@@ -52,7 +55,9 @@ Status run(void (*kernel)(const Params&, const WaveAddCut&, int64_t, int64_t), c
 
 Status wave_add(const WaveAddParams& params, const Threads& threads) {
   const bool merged = params.waves.channels > 1 && params.out.stride[1] == 1 && params.out.stride[3] != 1;
-  const WaveAddCut cut = make_cut(params.waves, merged, false);
+  WaveAddCut cut = make_cut(params.waves, merged, false);
+  const Waves& waves = params.waves;
+  cut.streams = waves.batch * waves.channels * waves.height * waves.width * int64_t{4} > kStreamBytes;
   return run(kernels(params.dtype, params.input_is_bytes).forward, params, cut, threads);
 }
 

@@ -240,8 +240,10 @@ void sum_block(Tables<T>& tables, const Waves& waves, const ImageView& input, bo
 
 // One pass: the tables of all waves are ready, for all rows of the unit.
 template <typename In, typename Out, typename T>
-void forward_at_once(const Tables<T>& tables, const WaveAddParams& p, bool merged, const Unit& unit, T* buffer) {
+void forward_at_once(const Tables<T>& tables, const WaveAddParams& p, const cpu::WaveAddCut& cut, const Unit& unit,
+                     T* buffer) {
   const Waves& waves = p.waves;
+  const bool merged = cut.merged;
   const Bounds<T> bounds = bounds_of<T>(waves);
   const In* from = unit.row<const In>(p.input, 0);
   Out* to = unit.row<Out>(p.out, 0);
@@ -260,6 +262,15 @@ void forward_at_once(const Tables<T>& tables, const WaveAddParams& p, bool merge
       tables.add(i, from + i * from_stride, to + i * to_stride, bounds);
     }
     return;
+  }
+  if constexpr (std::is_same_v<Out, float>) {
+    if (cut.streams && reinterpret_cast<uintptr_t>(to) % kVectorBytes == 0 && to_stride % kLanes<float> == 0) {
+      for (int64_t i = 0; i < unit.rows; i++) {
+        add_to_row<1, true>(from + i * from_stride, to + i * to_stride, waves.width, tables.of_plane(i), bounds);
+      }
+      finish_streaming();
+      return;
+    }
   }
   for (int64_t i = 0; i < unit.rows; i++) {
     add_to_row<1>(from + i * from_stride, to + i * to_stride, waves.width, tables.of_plane(i), bounds);
@@ -374,7 +385,7 @@ void forward(const WaveAddParams& p, const cpu::WaveAddCut& cut, int64_t begin, 
         tables.build(unit.image, unit.channel, 0, unit.first_row, unit.rows);
         built_row = unit.first_row;
       }
-      forward_at_once<In, Out>(tables, p, cut.merged, unit, buffer);
+      forward_at_once<In, Out>(tables, p, cut, unit, buffer);
       continue;
     }
     const Bounds<T> bounds = bounds_of<T>(waves);

@@ -16,6 +16,7 @@ struct WaveAddCut {
   int64_t planes;  // per image: 1 when merged, else the channels
   int64_t bands;   // per plane
   int64_t band_rows;
+  bool streams;  // results go past the caches, where they are too many to stay there
 
   int64_t units(int64_t batch) const { return batch * planes * bands; }
 };

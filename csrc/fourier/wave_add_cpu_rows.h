@@ -248,6 +248,19 @@ STURDY_ALWAYS_INLINE Vec<float> clamp(Vec<float> v, const Bounds<float>& bounds)
 }
 #endif
 
+// Past the caches, which keep what they have; `to` must be a multiple of a vector's bytes. A reader on another thread
+// has to wait for finish_streaming() on this one.
+#if defined(__AVX512F__)
+STURDY_ALWAYS_INLINE void store_past_caches(float* to, Vec<float> v) { _mm512_stream_ps(to, v.v); }
+STURDY_ALWAYS_INLINE void finish_streaming() { _mm_sfence(); }
+#elif defined(__AVX2__)
+STURDY_ALWAYS_INLINE void store_past_caches(float* to, Vec<float> v) { _mm256_stream_ps(to, v.v); }
+STURDY_ALWAYS_INLINE void finish_streaming() { _mm_sfence(); }
+#else
+STURDY_ALWAYS_INLINE void store_past_caches(float* to, Vec<float> v) { store(to, v); }
+STURDY_ALWAYS_INLINE void finish_streaming() {}
+#endif
+
 // ---- waves on a row ----
 
 // The waves along one row: to pixel j, wave k adds
@@ -282,11 +295,18 @@ STURDY_ALWAYS_INLINE void add_waves(Vec<T> (&sum)[vectors], const RowWaves<T>& w
 }
 
 // to = clamp(from + waves) for `length` pixels. The tables may be read up to a whole vector. `from` may be `to` itself
-// where both are T.
-template <int known = 0, typename T, typename From, typename To>
+// where both are T. With `streams` whole vectors go past the caches, for rows of float that begin at a multiple of one.
+template <int known = 0, bool streams = false, typename T, typename From, typename To>
 STURDY_ALWAYS_INLINE void add_to_row(const From* from, To* to, int64_t length, const RowWaves<T>& waves,
                                      const Bounds<T>& bounds) {
   constexpr int lanes = kLanes<T>;
+  const auto put = [&](int64_t at, Vec<T> v) __attribute__((always_inline)) {
+    if constexpr (streams) {
+      store_past_caches(to + at, v);
+    } else {
+      store(to + at, v);
+    }
+  };
   constexpr int vectors = 4;
   int64_t at = 0;
   for (; at + vectors * lanes <= length; at += vectors * lanes) {
@@ -298,13 +318,13 @@ STURDY_ALWAYS_INLINE void add_to_row(const From* from, To* to, int64_t length, c
     add_waves<known>(sum, waves, at);
     STURDY_UNROLL
     for (int i = 0; i < vectors; i++) {
-      store(to + at + i * lanes, clamp(sum[i], bounds));
+      put(at + i * lanes, clamp(sum[i], bounds));
     }
   }
   for (; at + lanes <= length; at += lanes) {
     Vec<T> sum[1] = {load_pixels<T>(from + at)};
     add_waves<known>(sum, waves, at);
-    store(to + at, clamp(sum[0], bounds));
+    put(at, clamp(sum[0], bounds));
   }
   if (at < length) {
     Vec<T> sum[1] = {load_pixels_partial<T>(from + at, length - at)};
