@@ -85,8 +85,8 @@ __global__ void __launch_bounds__(kPassThreads, kPassBlocks<T>) spectral_filter_
       sum[i] = T(0);
     }
   } else if (p.mode == Rows::gather) {
-    for (int i = static_cast<int>(threadIdx.x); i < io.count * p.stride; i += kPassThreads) {
-      second[i] = {T(0), T(0)};
+    for (fft::Items element(width); element.butterfly < io.count; element.next()) {
+      second[element.butterfly * p.stride + element.line] = {T(0), T(0)};
     }
   }
   __syncthreads();
@@ -115,7 +115,8 @@ __global__ void __launch_bounds__(kPassThreads, kPassBlocks<T>) spectral_filter_
     } else if (!going_back) {
       io.load(p.results + (unit * call.many + i) * size);
     } else {
-      for (int at = static_cast<int>(threadIdx.x); at < io.count * p.stride; at += kPassThreads) {
+      for (fft::Items element(width); element.butterfly < io.count; element.next()) {
+        const int at = element.butterfly * p.stride + element.line;
         memory[at] = second[at];
       }
       __syncthreads();
@@ -132,7 +133,8 @@ __global__ void __launch_bounds__(kPassThreads, kPassBlocks<T>) spectral_filter_
       io.store(p.images + unit * size);
       break;
     } else if (p.mode == Rows::gather) {
-      for (int at = static_cast<int>(threadIdx.x); at < io.count * p.stride; at += kPassThreads) {
+      for (fft::Items element(width); element.butterfly < io.count; element.next()) {
+        const int at = element.butterfly * p.stride + element.line;
         second[at] = second[at] + memory[at];
       }
       __syncthreads();

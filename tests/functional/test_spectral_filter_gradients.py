@@ -38,7 +38,7 @@ def leaves(kind, size, layout, dtype=torch.float64):
 @pytest.mark.parametrize("kind", MASKS)
 def test_gradcheck(backend, kind, size, layout):
     x, mask, index = leaves(kind, size, layout)
-    fast = size[0] * size[1] > 20
+    fast = size[0] * size[1] > 20 or backend.name == "simt"
     assert torch.autograd.gradcheck(lambda x, m: spectral_filter(x, m, layout, index), (x, mask), fast_mode=fast)
 
 
@@ -49,7 +49,10 @@ def test_gradcheck_with_clamp(backend, kind):
     free = spectral_filter(x, mask, "shifted", index)
     assert min((free - bound).abs().min() for bound in clip) > 1e-5, "too near to a bound for differences"
     assert ((free > clip[0]) & (free < clip[1])).any() and ((free < clip[0]) | (free > clip[1])).any()
-    assert torch.autograd.gradcheck(lambda x, m: spectral_filter(x, m, "shifted", index, clip), (x, mask))
+    fast = backend.name == "simt"
+    assert torch.autograd.gradcheck(
+        lambda x, m: spectral_filter(x, m, "shifted", index, clip), (x, mask), fast_mode=fast
+    )
 
 
 def gradients(fn, x, mask, grad_out, *args):

@@ -250,3 +250,32 @@ def test_clamp_is_that_of_torch(backend, size):
     free = spectral_filter(x, mask)
     for clip in ((0.1, 0.2), (0.0, float("inf")), (-float("inf"), 0.3), (0.25, 0.25)):
         assert torch.equal(spectral_filter(x, mask, clip=clip), free.clamp(*clip))
+
+
+# ---- planes that shared memory does not hold -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shared", [20000, 6000])
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_id)
+@pytest.mark.parametrize("size", [(8, 9), (9, 8), (28, 28), (32, 34), (31, 37), (13, 46), (64, 66), (1, 60)], ids=str)
+def test_planes_in_passes(monkeypatch, backend, size, dtype, shared):
+    """A GPU whose shared memory holds few columns or rows of a plane, and whose cache holds few planes."""
+    if backend.name != "simt":
+        pytest.skip("only the executor has a device of any size")
+    monkeypatch.setenv("STURDY_SIMT_SHARED_BYTES", str(shared))
+    monkeypatch.setenv("STURDY_SIMT_CACHE_BYTES", "30000")
+    x = uniform((3, 2, *size), 36, dtype)
+    mask_dtype = torch.float64 if dtype == torch.float64 else torch.float32
+    out = check(x, uniform((2, *size), 37, mask_dtype), "shifted", torch.tensor([1, -1, 0]), clip=(0.1, 0.6))
+    assert torch.equal(out[1], x[1])
+    check(x, uniform((1, 2, 1, *size), 38, mask_dtype))
+    assert torch.equal(spectral_filter(x[2:], uniform(size, 39)), spectral_filter(x, uniform(size, 39))[2:])
+
+
+@pytest.mark.parametrize("size", [(3001, 2), (2, 3001)], ids=str)
+def test_sides_too_long_for_shared_memory(monkeypatch, backend, size):
+    if backend.name != "simt":
+        pytest.skip("only the executor has a device of any size")
+    monkeypatch.setenv("STURDY_SIMT_SHARED_BYTES", "6000")
+    with pytest.raises(RuntimeError, match="spectral_filter"):
+        spectral_filter(uniform((1, 1, *size), 40), torch.ones(size))
