@@ -74,3 +74,21 @@ def clip(op: str, value: Any) -> list[float]:
     if len(bounds) != 2 or not bounds[0] <= bounds[1]:
         raise ValueError(f"{op}: clip must be (low, high) with low <= high, or None, got {value!r}")
     return bounds
+
+
+def share(op: str, name: str, value: Any) -> float:
+    """A number in [0, 1]."""
+    number = float(value)
+    if not 0 <= number <= 1:
+        raise ValueError(f"{op}: {name} must be in [0, 1], got {value!r}")
+    return number
+
+
+def window(op: str, value: Any) -> list[int]:
+    """Half-widths of a box of frequencies as (rows, columns), or nothing for None."""
+    if value is None:
+        return []
+    numbers = tuple(value) if isinstance(value, (tuple, list)) else ()
+    if len(numbers) != 2 or not all(hasattr(number, "__index__") for number in numbers):
+        raise ValueError(f"{op}: window must be (rows, columns), two integers, or None, got {value!r}")
+    return [max(-1, min(int(number), 2**62)) for number in numbers]

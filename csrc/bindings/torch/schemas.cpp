@@ -25,4 +25,9 @@ STURDY_TORCH_LIBRARY(STURDY_TORCH_NAMESPACE, m) {
   m.def(
       "spectral_filter_backward(Tensor grad_out, Tensor? x, Tensor mask, Tensor? index, bool half, float[] clip, "
       "bool need_x, bool need_mask) -> (Tensor grad_x, Tensor grad_mask)");
+  // window is () or (rows, columns) for all images; a tensor of strengths or windows goes before the number
+  m.def(
+      "amplitude_mix(Tensor x, Tensor? other, Tensor? index, float strength, Tensor? strengths, int[] window, "
+      "Tensor? windows, bool color_fft, float[] clip) -> Tensor");
+  m.def("spectrum_accumulate(Tensor x, Tensor group, int groups, int power, Tensor? initial) -> Tensor");
 }

@@ -133,6 +133,109 @@ STURDY_API sturdy_status sturdy_spectral_filter_backward(const sturdy_context* c
                                                          const sturdy_tensor* mask, const sturdy_tensor* index,
                                                          sturdy_tensor* grad_x, sturdy_tensor* grad_mask);
 
+/* ---- amplitude_mix ----
+ *
+ * Images with the phases of their own spectra and amplitudes mixed with those of other images (APR: Chen et al.,
+ * Amplitude-phase recombination, ICCV 2021; FACT: Xu et al., A Fourier-based framework for domain generalization, CVPR
+ * 2021; FDA: Yang and Soatto, FDA: Fourier domain adaptation for semantic segmentation, CVPR 2020):
+ *
+ *   out = clamp(real part of the inverse DFT of ((1 - strength) |F| + strength |F_other|) F / |F|)
+ *
+ * with F / |F| = 1 where |F| is below 1e-12 for each sample of the transform. No gradient.
+ */
+
+#define STURDY_AMPLITUDE_MIX_CLIP 1u /* clamp the result to [low, high]; a NaN stays */
+#define STURDY_AMPLITUDE_MIX_WINDOW \
+  2u                                  /* change only the frequencies of a window around 0; with options->window alone */
+#define STURDY_AMPLITUDE_MIX_COLOR 4u /* DFT of height, width and channels, not of height and width */
+
+typedef struct sturdy_amplitude_mix_options {
+  uint32_t struct_size; /* sizeof(sturdy_amplitude_mix_options) as the caller was compiled */
+  uint32_t flags;       /* 0 or a sum of the above */
+  double strength;      /* for all images; not looked at where strengths are given. 0 to 1, as a rule; finite */
+  int64_t window[2];    /* half-widths for all images: |k| <= window[0] and |l| <= window[1], in rows' and columns'
+                           frequencies; negative: no frequency. Looked at with STURDY_AMPLITUDE_MIX_WINDOW alone */
+  double low;           /* at most high; neither may be NaN; looked at with STURDY_AMPLITUDE_MIX_CLIP alone */
+  double high;
+} sturdy_amplitude_mix_options;
+
+/* Shapes and dtypes (any strides, also 0):
+ *   x         (N, C, H, W)      float16, bfloat16, float32 or float64; H and W at least 1
+ *   other     (M, C, H, W), or NULL for x itself; dtype of x
+ *   index     (N,) int64, or NULL    which image of `other` each image takes its amplitudes from; -1 copies the image
+ *                               as it is. NULL: image n takes those of image n, or of the only one; not without other
+ *   strength  (N or 1,) float32 or float64, or NULL for options->strength
+ *   window    (N or 1, 2) int64, or NULL    half-widths, as in the options; with STURDY_AMPLITUDE_MIX_WINDOW neither
+ *                               is left out, without it `window` must be NULL
+ *   out       (N, C, H, W)      contiguous or channels-last; dtype of x
+ *
+ * Computed in float32 (float64 for float64). The values of index are looked at only on the CPU, where strengths and
+ * windows are used as they are.
+ */
+
+/* Checks everything but the values of index and writes the sizes of the output into out->shape, which must hold four.
+ * Reads no data. */
+STURDY_API sturdy_status sturdy_amplitude_mix_infer(const sturdy_amplitude_mix_options* options, const sturdy_tensor* x,
+                                                    const sturdy_tensor* other, const sturdy_tensor* index,
+                                                    const sturdy_tensor* strength, const sturdy_tensor* window,
+                                                    sturdy_tensor* out);
+
+/* Bytes of device memory that sturdy_amplitude_mix needs as context->workspace; 0 on the CPU, and for arguments that it
+ * refuses. */
+STURDY_API size_t sturdy_amplitude_mix_workspace(const sturdy_amplitude_mix_options* options, const sturdy_tensor* x,
+                                                 const sturdy_tensor* other, const sturdy_tensor* index,
+                                                 const sturdy_tensor* strength, const sturdy_tensor* window);
+
+STURDY_API sturdy_status sturdy_amplitude_mix(const sturdy_context* context,
+                                              const sturdy_amplitude_mix_options* options, const sturdy_tensor* x,
+                                              const sturdy_tensor* other, const sturdy_tensor* index,
+                                              const sturdy_tensor* strength, const sturdy_tensor* window,
+                                              sturdy_tensor* out);
+
+/* ---- spectrum_accumulate ----
+ *
+ * Sums of amplitudes over groups of images, with F the DFT of a plane:
+ *
+ *   out[g, c, k, l] = sum over the images n of group g of |F[n, c, k, l]|^power
+ *
+ * No gradient.
+ */
+
+#define STURDY_SPECTRUM_ACCUMULATE_ADD 1u /* add to what out holds, which else is overwritten */
+
+typedef struct sturdy_spectrum_accumulate_options {
+  uint32_t struct_size; /* sizeof(sturdy_spectrum_accumulate_options) as the caller was compiled */
+  uint32_t flags;       /* 0 or STURDY_SPECTRUM_ACCUMULATE_ADD */
+  int64_t groups;       /* G, at least 0 */
+  int64_t power;        /* 1 or 2 */
+} sturdy_spectrum_accumulate_options;
+
+/* Shapes and dtypes (any strides, also 0):
+ *   x      (N, C, H, W)             float16, bfloat16, float32 or float64; H and W at least 1
+ *   group  (N,) int64               0 to G - 1, or -1 for an image to be left out
+ *   out    (G, C, H, W / 2 + 1)     in the order of a real-input DFT, frequency 0 first; float32 or float64, for
+ * float64 images float64; contiguous
+ *
+ * Transforms are in float32 (float64 for float64), sums over many images in float64. The values of group are looked at
+ * only on the CPU.
+ */
+
+/* Checks everything but the values of group and writes the sizes of the output into out->shape, which must hold four.
+ * Reads no data. out->dtype says what is wanted, {0, 0, 0} meaning float32, or float64 for float64 images. */
+STURDY_API sturdy_status sturdy_spectrum_accumulate_infer(const sturdy_spectrum_accumulate_options* options,
+                                                          const sturdy_tensor* x, const sturdy_tensor* group,
+                                                          sturdy_tensor* out);
+
+/* Bytes of device memory that sturdy_spectrum_accumulate needs as context->workspace; 0 on the CPU, and for arguments
+ * that it refuses. */
+STURDY_API size_t sturdy_spectrum_accumulate_workspace(const sturdy_spectrum_accumulate_options* options,
+                                                       const sturdy_tensor* x, const sturdy_tensor* group);
+
+STURDY_API sturdy_status sturdy_spectrum_accumulate(const sturdy_context* context,
+                                                    const sturdy_spectrum_accumulate_options* options,
+                                                    const sturdy_tensor* x, const sturdy_tensor* group,
+                                                    sturdy_tensor* out);
+
 #ifdef __cplusplus
 } /* extern "C" */
 #endif

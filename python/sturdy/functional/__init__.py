@@ -6,8 +6,10 @@ load_library()
 
 from sturdy import _flops as _flops  # noqa: E402  (the ops must be loaded first)
 from sturdy import _registration  # noqa: E402
+from sturdy.functional.amplitude import amplitude_mix  # noqa: E402
 from sturdy.functional.pushpull import push_pull_conv2d  # noqa: E402
 from sturdy.functional.pushpull2020 import push_pull_2020_conv2d  # noqa: E402
+from sturdy.functional.spectra import spectrum_accumulate  # noqa: E402
 from sturdy.functional.spectral import spectral_filter  # noqa: E402
 from sturdy.functional.surround import surround_kernel, surround_suppression_conv2d  # noqa: E402
 from sturdy.functional.waves import spectrum_waves, wave_add, wave_norm  # noqa: E402
@@ -15,9 +17,11 @@ from sturdy.functional.waves import spectrum_waves, wave_add, wave_norm  # noqa:
 _registration.register("sturdy")
 
 __all__ = [
+    "amplitude_mix",
     "push_pull_2020_conv2d",
     "push_pull_conv2d",
     "spectral_filter",
+    "spectrum_accumulate",
     "spectrum_waves",
     "surround_kernel",
     "surround_suppression_conv2d",
