@@ -58,6 +58,21 @@ class SpectralFilterOptions(ctypes.Structure):
     _fields_ = [("struct_size", c_uint32), ("flags", c_uint32), ("low", c_double), ("high", c_double)]
 
 
+class AmplitudeMixOptions(ctypes.Structure):
+    _fields_ = [
+        ("struct_size", c_uint32),
+        ("flags", c_uint32),
+        ("strength", c_double),
+        ("window", c_int64 * 2),
+        ("low", c_double),
+        ("high", c_double),
+    ]
+
+
+class SpectrumAccumulateOptions(ctypes.Structure):
+    _fields_ = [("struct_size", c_uint32), ("flags", c_uint32), ("groups", c_int64), ("power", c_int64)]
+
+
 BODY = ctypes.CFUNCTYPE(None, pointer, c_int64, c_int64)
 PARALLEL_FOR = ctypes.CFUNCTYPE(None, pointer, c_int64, c_int64, BODY, pointer)
 
@@ -77,6 +92,8 @@ class Context(ctypes.Structure):
 TENSOR, OPTIONS, CONTEXT = POINTER(Tensor), POINTER(Options), POINTER(Context)
 WAVE_ADD_OPTIONS = POINTER(WaveAddOptions)
 FILTER_OPTIONS = POINTER(SpectralFilterOptions)
+MIX_OPTIONS = POINTER(AmplitudeMixOptions)
+SUM_OPTIONS = POINTER(SpectrumAccumulateOptions)
 SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "sturdy_abi_version": (c_uint32, []),
     "sturdy_version": (c_char_p, []),
@@ -103,6 +120,12 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "sturdy_spectral_filter_backward_workspace": (c_size_t, [FILTER_OPTIONS, TENSOR, TENSOR, TENSOR, c_int32]),
     "sturdy_spectral_filter": (c_int32, [CONTEXT, FILTER_OPTIONS, TENSOR, TENSOR, TENSOR, TENSOR]),
     "sturdy_spectral_filter_backward": (c_int32, [CONTEXT, FILTER_OPTIONS, *[TENSOR] * 6]),
+    "sturdy_amplitude_mix_infer": (c_int32, [MIX_OPTIONS, *[TENSOR] * 6]),
+    "sturdy_amplitude_mix_workspace": (c_size_t, [MIX_OPTIONS, *[TENSOR] * 5]),
+    "sturdy_amplitude_mix": (c_int32, [CONTEXT, MIX_OPTIONS, *[TENSOR] * 6]),
+    "sturdy_spectrum_accumulate_infer": (c_int32, [SUM_OPTIONS, TENSOR, TENSOR, TENSOR]),
+    "sturdy_spectrum_accumulate_workspace": (c_size_t, [SUM_OPTIONS, TENSOR, TENSOR]),
+    "sturdy_spectrum_accumulate": (c_int32, [CONTEXT, SUM_OPTIONS, TENSOR, TENSOR, TENSOR]),
 }
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from geometry import LAYOUTS, check, lay_out
 
 import sturdy
-from sturdy.numpy import wave_add, wave_add_backward
+from sturdy.numpy import amplitude_mix, spectrum_accumulate, wave_add, wave_add_backward
 
 # batch, channels, height, width
 SHAPES = [
@@ -27,6 +27,27 @@ SHAPES = [
     (1, 5, 70, 64),
 ]
 COUNTS = (0, 1, 2, 8, 9, 17)
+
+# Transforms of each kind: a power of two, packed and not, odd, Bluestein along either axis.
+IMAGES = [(3, 1, 1, 1), (2, 3, 32, 32), (3, 2, 16, 48), (2, 3, 9, 13), (4, 1, 37, 6), (2, 5, 8, 41), (0, 3, 8, 8)]
+
+
+def check_amplitudes(rng: np.random.Generator) -> int:
+    layouts = itertools.cycle(LAYOUTS)
+    threads = itertools.cycle((1, 3))
+    calls = 0
+    for dtype, shape, color_fft in itertools.product(("float32", "float64", "float16"), IMAGES, (False, True)):
+        x, other = (lay_out(rng.random(shape).astype(dtype), next(layouts)) for _ in range(2))
+        index = rng.permutation(shape[0]) - (1 if calls % 3 == 0 else 0)
+        strength, window = rng.random(shape[0]), rng.integers(-1, 9, (shape[0], 2))
+        sturdy.set_num_threads(next(threads))
+        about = (dtype, shape, color_fft)
+        check("mixture", amplitude_mix(x, index=index, color_fft=color_fft), about)
+        options = {"strength": strength, "window": window, "clip": (0, 1)}
+        check("mixture with others", amplitude_mix(x, other, color_fft=color_fft, **options), about)
+        check("sums", spectrum_accumulate(x, rng.integers(-1, 2, shape[0]), 2, power=1 + color_fft), about)
+        calls += 1
+    return calls
 
 
 def main() -> None:
@@ -49,6 +70,7 @@ def main() -> None:
         for name, array in grads._asdict().items():
             check(f"gradient of {name}", array, about)
         calls += 1
+    calls += check_amplitudes(rng)
     print(f"{calls} shapes on {sturdy.build_info()['cpu_kernels_used']}")
 
 

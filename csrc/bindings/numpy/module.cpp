@@ -17,7 +17,9 @@ PYBIND11_MODULE(_numpy, m, py::mod_gil_not_used()) {
                            ": build both from one version");
   }
   sturdy::numpy_binding::register_exceptions();
+  sturdy::numpy_binding::define_amplitude_mix(m);
   sturdy::numpy_binding::define_pushpull(m);
   sturdy::numpy_binding::define_spectral_filter(m);
+  sturdy::numpy_binding::define_spectrum_accumulate(m);
   sturdy::numpy_binding::define_wave_add(m);
 }

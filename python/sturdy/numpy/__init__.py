@@ -25,11 +25,13 @@ if importlib.util.find_spec("sturdy._numpy") is None:
         "sturdy was built without its NumPy module for this Python: run `pip install .` with STURDY_WITH_NUMPY=ON"
     )
 from sturdy.numpy._arguments import Array, SupportsDLPack  # noqa: E402  (the two checks come first)
+from sturdy.numpy.amplitude import amplitude_mix  # noqa: E402
 from sturdy.numpy.pushpull import (  # noqa: E402
     PushPullConv2dGradients,
     push_pull_conv2d,
     push_pull_conv2d_backward,
 )
+from sturdy.numpy.spectra import spectrum_accumulate  # noqa: E402
 from sturdy.numpy.spectral import SpectralFilterGradients, spectral_filter, spectral_filter_backward  # noqa: E402
 from sturdy.numpy.waves import WaveAddGradients, wave_add, wave_add_backward  # noqa: E402
 
@@ -39,10 +41,12 @@ __all__ = [
     "SpectralFilterGradients",
     "SupportsDLPack",
     "WaveAddGradients",
+    "amplitude_mix",
     "push_pull_conv2d",
     "push_pull_conv2d_backward",
     "spectral_filter",
     "spectral_filter_backward",
+    "spectrum_accumulate",
     "wave_add",
     "wave_add_backward",
 ]
