@@ -12,7 +12,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from sturdy.transforms import DominantFrequencyMix, FourierBasisAugment, SpectralFilter, Transform, effective_mask
+from sturdy.transforms import (
+    AmplitudeMix,
+    DominantFrequencyMix,
+    FourierBasisAugment,
+    SpectralFilter,
+    Transform,
+    effective_mask,
+)
 
 SIZE = (12, 10)
 
@@ -41,7 +48,29 @@ def low_pass(**options):
     return SpectralFilter(mask, **{"p": 0.5, **options})
 
 
-MAKE = {"afa": FourierBasisAugment, "dfmx": WithLabels, "filter": low_pass}
+class WithTarget(torch.nn.Module):
+    """FDA with a target of as many channels as the images have; partners from the batch are tested by themselves."""
+
+    def __init__(self, **options):
+        super().__init__()
+        self.options = {"p": 0.8, "window": 0.3, **options}
+        target = torch.rand(5, 4, *SIZE, generator=torch.Generator().manual_seed(6))
+        self.mixes = {c: AmplitudeMix("fda", target=target[:, :c], **self.options) for c in (1, 3, 4)}
+
+    def forward(self, x, **options):
+        return (self.mixes[x.shape[-3]] if isinstance(x, torch.Tensor) else self.mixes[3])(x, **options)
+
+    def make_params(self, inputs, **options):
+        return self.mixes[3].make_params(inputs, **options)
+
+    def transform(self, image, params):
+        return self.mixes[3].transform(image, params)
+
+    def __repr__(self):
+        return repr(self.mixes[3])
+
+
+MAKE = {"afa": FourierBasisAugment, "dfmx": WithLabels, "filter": low_pass, "fda": WithTarget}
 
 
 @pytest.fixture(params=MAKE)

@@ -4,15 +4,18 @@ They fit into ``torchvision.transforms.v2``; torchvision is not needed.
 """
 
 from sturdy.transforms.afa import FourierBasisAugment
+from sturdy.transforms.amplitude import AmplitudeMix, SelfAmplitudeMix
 from sturdy.transforms.base import Transform
 from sturdy.transforms.dfmx import DominantFrequencyMix
 from sturdy.transforms.masks import MaskFile, effective_mask, half_mask, load_masks, save_masks
 from sturdy.transforms.spectral import SpectralFilter
 
 __all__ = [
+    "AmplitudeMix",
     "DominantFrequencyMix",
     "FourierBasisAugment",
     "MaskFile",
+    "SelfAmplitudeMix",
     "SpectralFilter",
     "Transform",
     "effective_mask",
