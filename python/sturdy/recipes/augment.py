@@ -117,6 +117,31 @@ def dfmx(settings: Settings, masks: Tensor, device: torch.device) -> Augmentatio
     return augment
 
 
+def apr(settings: Settings) -> Augmentation:
+    """Amplitudes of other images of the batch; :class:`sturdy.transforms.AmplitudeMix`, as the authors use it.
+
+    A whole batch is changed or is not. The order in which its images exchange amplitudes follows from their streams,
+    the other numbers from that of the first image.
+    """
+    from sturdy.transforms import AmplitudeMix
+
+    transform = AmplitudeMix("apr", p=settings.apr_p, same_on_batch=True)
+
+    def augment(images: Tensor, labels: Tensor, random: KeyedRandom) -> Tensor:
+        if len(images) < 2:
+            return images
+        stream = random.fork()
+
+        def draw(*shape: int) -> Tensor:
+            if shape:  # a number for each image: of its own stream
+                return stream.uniform(dtype=torch.float64)[None]
+            return stream.uniform(dtype=torch.float64)[:1]
+
+        return transform.transform(images, transform.sample(draw, images))
+
+    return augment
+
+
 def build(settings: Settings, masks: Tensor | None, device: torch.device) -> dict[str, Augmentation]:
     """The augmentations of a run by name, in the order of ``settings.augment``.
 
@@ -145,6 +170,8 @@ def build(settings: Settings, masks: Tensor | None, device: torch.device) -> dic
             if masks is None:
                 raise UsageError("--augment dfmx needs --dfm-masks, or the preset dfmx, which finds masks itself")
             built[name] = dfmx(settings, masks, device)
+        elif name == "apr":
+            built[name] = apr(settings)
         else:
             built[name] = _for_any_label(geometric[name])
     return built

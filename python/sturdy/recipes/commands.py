@@ -131,6 +131,9 @@ def train(
             rich_help_panel=_AUGMENTATION,
         ),
     ] = None,
+    apr_p: Annotated[
+        float | None, typer.Option(help="Probability that apr changes a batch.", rich_help_panel=_AUGMENTATION)
+    ] = None,
     objective: Annotated[
         str | None,
         typer.Option(
@@ -263,6 +266,7 @@ def train(
         "dfm_set": dfm_set,
         "dfm_p": dfm_p,
         "dfm_invert": dfm_invert,
+        "apr_p": apr_p,
         "objective": objective,
         "jsd_lambda": jsd_lambda,
         "ibn": ibn,

@@ -2,6 +2,9 @@
 
 ``ce``
     All augmentations in a row, cross-entropy.
+``pair``
+    Two views of each image, itself and with the other augmentations; the mean of both cross-entropies, from one pass of
+    both.
 ``ace``
     Two views of each image: the main one, and one with AFA for the auxiliary normalisations; the mean of both
     cross-entropies (:class:`sturdy.losses.ACE`).
@@ -9,11 +12,12 @@
     Three views: the image, with another augmentation, and with AFA for the auxiliary normalisations; cross-entropy
     on the first, and agreement of all (:class:`sturdy.losses.ThreeWayJSD`).
 
-With ``ace`` and ``jsd`` crops and flips come first and are common to all views, AFA makes the auxiliary view, and what
-else is among the augmentations makes the other one; without anything else that is the image again.
+With these three crops and flips come first and are common to all views. With ``ace`` and ``jsd`` AFA makes the
+auxiliary view, and what else is among the augmentations makes the other one; without anything else that is the image
+again.
 
 MixUp and CutMix come after all augmentations but AFA. With ``ace`` the two views are mixed each in a way of its own;
-with ``jsd``, where all views are to agree, they come first and are the same for all.
+with ``jsd``, where all views are to agree, and ``pair`` they come first and are the same for all.
 """
 
 from __future__ import annotations
@@ -27,11 +31,11 @@ from torch.nn import functional as F
 from sturdy.recipes import augment
 from sturdy.recipes.keyed_random import KeyedRandom, mix_key
 from sturdy.recipes.mixing import Mix, Mixing
-from sturdy.recipes.settings import AUXILIARY_AUGMENTATIONS, GEOMETRIC_AUGMENTATIONS, Settings
+from sturdy.recipes.settings import AUXILIARY_AUGMENTATIONS, AUXILIARY_OBJECTIVES, GEOMETRIC_AUGMENTATIONS, Settings
 
 # Where the views of an objective go; see sturdy.nn.route.
 ROUTES = {"ce": ("main",), "ace": ("main", "aux"), "jsd": ("main", "main", "aux")}
-MIXES = {"ce": 1, "ace": 2, "jsd": 1}  # how many ways to mix a batch there are in one step
+MIXES = {"ce": 1, "pair": 1, "ace": 2, "jsd": 1}  # how many ways to mix a batch there are in one step
 
 
 class Objective:
@@ -51,7 +55,8 @@ class Objective:
         built = augment.build(settings, masks, device)
         split = self.kind != "ce"
         self.common = [f for name, f in built.items() if not split or name in GEOMETRIC_AUGMENTATIONS]
-        self.auxiliary = [f for name, f in built.items() if split and name in AUXILIARY_AUGMENTATIONS]
+        auxiliary = self.kind in AUXILIARY_OBJECTIVES
+        self.auxiliary = [f for name, f in built.items() if auxiliary and name in AUXILIARY_AUGMENTATIONS]
         self.other = [f for f in built.values() if f not in self.common and f not in self.auxiliary]
         self.mixing = Mixing(settings.mixup, settings.cutmix)
         # With ce all augmentations are in a row, and mixing is before this one of them.
@@ -79,9 +84,11 @@ class Objective:
             images = mixes[0].images(images) if mixes else images
             return [augment.apply(self.common[self.before_mixing :], images, labels, random)]
         common = augment.apply(self.common, images, labels, random)
-        if self.kind == "jsd":
+        if self.kind in ("pair", "jsd"):
             common = mixes[0].images(common) if mixes else common
             other = augment.apply(self.other, common, labels, random)
+            if self.kind == "pair":
+                return [common, other]
             return [common, other, augment.apply(self.auxiliary, common, labels, random)]
         other, mixed = augment.apply(self.other, common, labels, random), common
         if mixes:
@@ -105,10 +112,11 @@ class Objective:
             labels: ``(N,)`` int64.
             mixes: What :meth:`views` mixed them by.
         """
-        if self.kind == "ce":
-            logits = forward(views[0])
+        if self.kind in ("ce", "pair"):
+            logits = forward(torch.cat(views) if len(views) > 1 else views[0])
             target = mixes[0].target(labels, logits.shape[1]) if mixes else labels
-            return F.cross_entropy(logits.float(), target), logits
+            whole = torch.cat([target] * len(views)) if len(views) > 1 else target
+            return F.cross_entropy(logits.float(), whole), logits[: len(labels)]
         from sturdy.nn import route
 
         # One pass: a wrapper for several processes does not take two passes before one backward pass.

@@ -15,6 +15,7 @@ _MODULES = {
     "pushpull": "sturdy.recipes.pushpull",
     "afa": "sturdy.recipes.afa",
     "dfmx": "sturdy.recipes.dfmx",
+    "apr": "sturdy.recipes.apr",
 }
 
 NAMES = tuple(_MODULES)

@@ -14,9 +14,10 @@ STEMS = ("plain", "pushpull")
 RESNET_STEMS = ("auto", "cifar", "tinyimagenet", "imagenet")
 GEOMETRIC_AUGMENTATIONS = ("crop", "resized-crop", "flip")
 AUXILIARY_AUGMENTATIONS = ("afa",)
-PAPER_AUGMENTATIONS = ("afa", "dfmx")  # what a baseline does without
+PAPER_AUGMENTATIONS = ("afa", "dfmx", "apr")  # what a baseline does without
 AUGMENTATIONS = (*GEOMETRIC_AUGMENTATIONS, *PAPER_AUGMENTATIONS)
-OBJECTIVES = ("ce", "ace", "jsd")
+OBJECTIVES = ("ce", "pair", "ace", "jsd")
+AUXILIARY_OBJECTIVES = ("ace", "jsd")  # those with normalisations for auxiliary images
 OPTIMIZERS = ("sgd", "adamw")
 SCHEDULES = ("cosine", "onecycle", "steps", "plateau")
 PRECISIONS = ("fp32", "bf16", "fp16")
@@ -58,6 +59,7 @@ class Settings:
     dfm_set: str | None = None
     dfm_p: float = 0.3
     dfm_invert: bool = False
+    apr_p: float = 0.6
     objective: str = "ce"
     jsd_lambda: float = 10.0
     ibn: bool = False
@@ -89,7 +91,7 @@ class Settings:
             check_name("augmentation", name, AUGMENTATIONS)
         if len(set(self.augment)) != len(self.augment):
             raise UsageError(f"--augment names an augmentation twice: {','.join(self.augment)}")
-        if self.objective != "ce" and not set(self.augment) & set(AUXILIARY_AUGMENTATIONS):
+        if self.objective in AUXILIARY_OBJECTIVES and not set(self.augment) & set(AUXILIARY_AUGMENTATIONS):
             raise UsageError(f"--objective {self.objective} needs afa among --augment, got {','.join(self.augment)}")
         for name in ("epochs", "batch_size", "image_size", "limit_train", "limit_test", "log_every", "accumulate"):
             value = getattr(self, name)
@@ -126,8 +128,9 @@ class Settings:
             and self.augment.index("afa") < self.augment.index("dfmx")
         ):
             raise UsageError("images are mixed before afa, and dfmx must come before that: --augment dfmx,afa")
-        if not 0 <= self.dfm_p <= 1:
-            raise UsageError(f"--dfm-p must be in [0, 1], got {self.dfm_p}")
+        for name in ("dfm_p", "apr_p"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UsageError(f"{_option(name)} must be in [0, 1], got {getattr(self, name)}")
         if self.batch_size % self.accumulate:
             raise UsageError(f"--accumulate {self.accumulate} does not divide --batch-size {self.batch_size}")
         if not 0 <= self.val_fraction < 1:
