@@ -155,6 +155,19 @@ def test_waves_on_narrow_planes(width, dtype):
             assert torch.equal(alone, out[one])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.uint8], ids=dtype_id)
+@pytest.mark.parametrize("width", [832, 833])
+def test_large_results_are_those_of_small_calls(width, dtype):
+    """Beyond 16 MiB they are stored another way, if rows begin at whole vectors."""
+    shape = (6, 1, 900, width)
+    x = uniform(shape, 27) if dtype == torch.float32 else (255 * uniform(shape, 27)).to(dtype)
+    frequency, amplitude = uniform((6, 1, 1, 2), 28, torch.float64), uniform((6, 1, 1), 29, torch.float64)
+    out = wave_add(x, frequency, amplitude, 0.5, clip=(0.1, 0.8))
+    for n in range(6):
+        one = slice(n, n + 1)
+        assert torch.equal(out[one], wave_add(x[one], frequency[one], amplitude[one], 0.5, clip=(0.1, 0.8)))
+
+
 def test_error_of_a_wave():
     """3e-7 of the amplitude, whatever the size and the frequency."""
     for size in ((32, 32), (28, 30), (64, 40), (224, 224), (3, 512)):
