@@ -128,7 +128,8 @@ class FrequencyRemover:
         self.kept = torch.ones(self.size, dtype=torch.bool)
         spectrum = torch.fft.rfft2(self.images)
         # One frequency of all images lies side by side in memory, as that is what is asked for each time.
-        self._spectrum = spectrum.permute(2, 3, 0, 1).contiguous().permute(2, 3, 0, 1)
+        by_frequency = spectrum.flatten(2).flatten(0, 1).t().contiguous()
+        self._spectrum = by_frequency.reshape(*spectrum.shape[2:], *spectrum.shape[:2]).permute(2, 3, 0, 1)
         self._candidate: tuple[Tensor, Tensor] | None = None
 
     def without(self, cells: Tensor) -> Tensor:
@@ -140,6 +141,7 @@ class FrequencyRemover:
         Returns:
             ``(N, C, H, W)``, a new tensor, or ``images`` itself if nothing is left to remove.
         """
+        self._candidate = None  # whose memory, still in the cache, the next one can have
         fresh = self._fresh(cells)
         if len(fresh) == 0:
             return self.images
