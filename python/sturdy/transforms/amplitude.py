@@ -175,7 +175,8 @@ class SelfAmplitudeMix(Transform):
     rotated, solarised, sheared or shifted along either axis. With probability 1/2 a copy of the result is distorted
     once more, and the result is the phases of one version with the amplitudes of the other, either way with probability
     1/2, clamped to [0, 1]; the authors cast to bytes instead, which wraps around. The operations are those of
-    ``torchvision.transforms.v2`` on 8-bit images, one image after the other; it must be installed.
+    ``torchvision.transforms.v2`` on 8-bit images, one image after the other; it must be installed. Unlike the others it
+    waits for numbers that are drawn on a GPU.
 
     Drawn in this order, ``(N, 9)`` numbers: whether the image is changed; operation, strength and sign of the first;
     whether there is a second; the same three of it; which gives the phases.
