@@ -13,6 +13,7 @@ from torch import Tensor
 from sturdy._errors import ShapeError
 from sturdy.analysis import _pictures
 from sturdy.analysis._inputs import Loader, read
+from sturdy.functional import spectrum_accumulate
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -107,7 +108,7 @@ def adcs(
 
 
 def _class_spectra(
-    name: str, batches: Iterable[tuple[Tensor, Tensor]], num_classes: int | None, power: float
+    name: str, batches: Iterable[tuple[Tensor, Tensor]], num_classes: int | None, power: int
 ) -> tuple[Tensor, Tensor, int]:
     """Sums of ``|rfft2(image)| ** power`` by class, ``(K, C, H, W // 2 + 1)`` float64, numbers of images, and ``W``."""
     sums: Tensor | None = None
@@ -118,15 +119,14 @@ def _class_spectra(
         wanted = int(labels.max()) + 1
         if num_classes is not None and wanted > num_classes:
             raise IndexError(f"{name}: label {wanted - 1} is not one of {num_classes} classes")
-        amplitude = torch.fft.rfft2(images).abs().double()
-        amplitude = amplitude if power == 1 else amplitude**power
-        if sums is None or len(sums) < wanted:
-            grown = amplitude.new_zeros((max(wanted, len(counts)), *amplitude.shape[1:]))
-            if sums is not None:
-                grown[: len(sums)] = sums
-            sums = grown
-            counts = torch.cat((counts, counts.new_zeros(len(sums) - len(counts))))
-        sums.index_add_(0, labels.to(sums.device), amplitude)
+        groups = max(wanted, len(counts))
+        if sums is not None and len(sums) < groups:
+            sums = torch.cat((sums, sums.new_zeros((groups - len(sums), *sums.shape[1:]))))
+        if sums is None:
+            shape = (groups, images.shape[1], images.shape[2], width // 2 + 1)
+            sums = torch.zeros(shape, dtype=torch.float64, device=images.device)
+        sums = spectrum_accumulate(images, labels.to(images.device), groups, power=power, initial=sums)
+        counts = torch.cat((counts, counts.new_zeros(groups - len(counts))))
         counts += torch.bincount(labels.cpu(), minlength=len(counts))
     assert sums is not None  # read() raises when there are no images
     return sums, counts, width
