@@ -34,6 +34,17 @@ for name in names.split():
             grad_out = random(tuple(out.shape), 7, dtype, "cuda")
             for keep_push in (True, False):
                 gradients(case, push_pull_conv2d, tensors, grad_out, keep_push=keep_push)
+from spectral_support import uniform
+from sturdy.functional import spectral_filter
+# Fused and in passes; a chirp, odd widths, large primes.
+for size in ((32, 32), (28, 31), (37, 22), (224, 224), (300, 299)):
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        x = uniform((3, 2, *size), 1, dtype, "cuda").requires_grad_()
+        mask_dtype = torch.float64 if dtype == torch.float64 else torch.float32
+        table = uniform((2, *size), 2, mask_dtype, "cuda").requires_grad_()
+        index = torch.tensor([1, -1, 0], device="cuda")
+        spectral_filter(x, table, index=index, clip=(0.2, 0.6)).sum().backward()
+        spectral_filter(x, table[None, :, None]).sum().backward()
 torch.cuda.synchronize()
 """
 

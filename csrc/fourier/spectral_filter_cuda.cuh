@@ -43,9 +43,13 @@ struct Call {
   // Complex numbers of a half spectrum.
   __host__ __device__ int64_t spectrum_size() const { return int64_t{plan.kept} * plan.width; }
 
-  // The entry of the masks that an image takes; -1: none.
+  // The entry of the masks that an image takes; -1: none, as for an index beyond the table.
   STURDY_DEVICE int64_t entry(int64_t image) const {
-    return index != nullptr ? index[image * index_stride] : mask_entries == 1 ? 0 : image;
+    if (index == nullptr) {
+      return mask_entries == 1 ? 0 : image;
+    }
+    const int64_t entry = index[image * index_stride];
+    return entry >= 0 && entry < mask_entries ? entry : -1;
   }
   STURDY_DEVICE int64_t mask_id(int64_t entry, int64_t filtered, int64_t channel) const {
     return (entry * many + filtered) * mask_channels + (mask_channels == 1 ? 0 : channel);

@@ -95,7 +95,8 @@ typedef struct sturdy_spectral_filter_options {
  *   index  (N,) int64, or NULL    which entry of the table each image takes; -1 copies the image as it is
  *   out    (N, C, H, W) contiguous or channels-last, or (N, T, C, H, W) contiguous; dtype of x
  *
- * Computed in float32 (float64 for float64). The values of index are looked at only on the CPU.
+ * Computed in float32 (float64 for float64). The values of index are checked only on the CPU; on a GPU an image whose
+ * entry the table does not have is copied.
  */
 
 /* Checks everything but the values of index and writes the sizes of the output into out->shape, which must hold five,
