@@ -30,6 +30,8 @@ inline Status device_limits(int /*device*/, DeviceLimits* limits) {
   return Status::ok;
 }
 
+inline Status current_device_limits(DeviceLimits* limits) { return device_limits(0, limits); }
+
 #else
 
 inline Status device_limits(int device, DeviceLimits* limits) {
@@ -45,6 +47,12 @@ inline Status device_limits(int device, DeviceLimits* limits) {
   }
   *limits = {static_cast<size_t>(shared), static_cast<size_t>(cache), multiprocessors};
   return cuda_status(error);
+}
+
+inline Status current_device_limits(DeviceLimits* limits) {
+  int device = 0;
+  const cudaError_t error = cudaGetDevice(&device);
+  return error == cudaSuccess ? device_limits(device, limits) : cuda_status(error);
 }
 
 #endif

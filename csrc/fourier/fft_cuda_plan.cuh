@@ -281,4 +281,11 @@ inline Program make_filter_program(const PlanePlan& plan) {
   return program;
 }
 
+// A transform alone, of lines that are in shared memory.
+inline Program make_program(const Axis& axis, unsigned along, bool inverse) {
+  Program program;
+  ProgramBuilder(&program).transform(axis, along, inverse, 0, 0);
+  return program;
+}
+
 }  // namespace sturdy::cuda::fft

@@ -110,6 +110,9 @@ Status prepare(const Call& call, const Masks& masks, const Prepared<T>& to, void
                 stream, call, masks, to, tiles);
 }
 
+template Status prepare<float>(const Call&, const Masks&, const Prepared<float>&, void*);
+template Status prepare<double>(const Call&, const Masks&, const Prepared<double>&, void*);
+
 namespace {
 
 enum class Path { fused, passes };

@@ -1,4 +1,6 @@
 // Columns of planes for spectral_filter: pixels to spectra and back, by way of a tile of columns in shared memory.
+#include <algorithm>
+
 #include "fourier/spectral_filter_cuda_passes.cuh"
 
 // ptxas-budget: spectral_filter_columns_kernel 255
@@ -6,7 +8,9 @@
 namespace sturdy::cuda::filter {
 namespace {
 
-constexpr int kRowsAtOnce = 8;  // that a thread has under way between shared and global memory
+constexpr int kRowsAtOnce = 8;     // that a thread has under way between shared and global memory
+constexpr int kTileValues = 4096;  // of a tile, at the least, where there are as many
+constexpr int kLines = 32;         // columns of a tile: 128 bytes of pixels
 
 template <typename T>
 struct ColumnsIo {
@@ -60,7 +64,11 @@ struct ColumnsIo {
         fft::detail::load_pairs(pixels, pair, first, 1, plan().height, v);
       } else {
         const fft::ColumnPair pair(plan(), p.pixels.row, p.pixels.column, column);
-        const int64_t at = PlaneNumber(p.call, p.first + plane, p.many).offset(p.pixels);
+        PlaneNumber number(p.call, p.first + plane, p.many);
+        if (p.follows_index) {
+          number.image = max(p.call.entry(number.image), int64_t{0});
+        }
+        const int64_t at = number.offset(p.pixels);
         const void* pixels = advance(p.pixels.data, at, p.dtype);
         fft::load_pairs(pixels, p.dtype, pair, first, 1, plan().height, v);
       }
@@ -197,11 +205,38 @@ __global__ void __launch_bounds__(kPassThreads, kPassBlocks<T>) spectral_filter_
   }
 }
 
+size_t columns_bytes(const PlanePlan& plan, size_t value_bytes, int lines) {
+  return static_cast<size_t>(std::max(plan.height, plan.down.m)) * (lines | 1) * 2 * value_bytes;
+}
+
+// Half of a block's shared memory where that leaves whole sectors of pixels, so that two blocks take turns.
+int choose_lines(const PlanePlan& plan, size_t value_bytes, size_t shared_bytes) {
+  int lines = kLines;
+  while (lines < 8 * kLines && lines * plan.height < kTileValues) {
+    lines *= 2;
+  }
+  while (lines > 1 && columns_bytes(plan, value_bytes, lines) > (lines > 8 ? shared_bytes / 2 : shared_bytes)) {
+    lines /= 2;
+  }
+  return lines;
+}
+
 }  // namespace
 
+bool fits_columns(const PlanePlan& plan, size_t value_bytes, size_t shared_bytes) {
+  return columns_bytes(plan, value_bytes, 1) <= shared_bytes;
+}
+
 template <typename T>
-Status launch_columns(const ColumnsCall<T>& columns, size_t shared_bytes, void* stream) {
-  const int64_t blocks = ceil_div<int64_t>(columns.count * columns.call.plan.pairs, columns.lines);
+Status run_columns(ColumnsCall<T> p, const DeviceLimits& limits, void* stream) {
+  const PlanePlan& plan = p.call.plan;
+  p.lines = choose_lines(plan, sizeof(T), limits.shared_bytes);
+  p.stride = p.lines | 1;
+  fft::ProgramBuilder builder(&p.program);
+  builder.special(fft::kSource);
+  builder.transform(plan.down, 0, p.mode != Columns::forward, 0, 0);
+  builder.special(fft::kTarget);
+  const int64_t blocks = ceil_div<int64_t>(p.count * plan.pairs, p.lines);
   if (blocks > max_grid_x) {
     return Status::unsupported_size;
   }
@@ -209,10 +244,10 @@ Status launch_columns(const ColumnsCall<T>& columns, size_t shared_bytes, void* 
     return Status::ok;
   }
   return launch(spectral_filter_columns_kernel<T>, dim3(static_cast<unsigned>(blocks)), dim3(kPassThreads),
-                shared_bytes, stream, columns);
+                columns_bytes(plan, sizeof(T), p.lines), stream, p);
 }
 
-template Status launch_columns<float>(const ColumnsCall<float>&, size_t, void*);
-template Status launch_columns<double>(const ColumnsCall<double>&, size_t, void*);
+template Status run_columns<float>(ColumnsCall<float>, const DeviceLimits&, void*);
+template Status run_columns<double>(ColumnsCall<double>, const DeviceLimits&, void*);
 
 }  // namespace sturdy::cuda::filter

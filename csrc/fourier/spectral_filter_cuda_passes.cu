@@ -3,6 +3,7 @@
 // second-level cache, so that memory sees one read and one write of each plane.
 #include <algorithm>
 
+#include "fourier/fft_cuda_rows.cuh"
 #include "fourier/spectral_filter_cuda_passes.cuh"
 
 // ptxas-budget: spectral_filter_grad_mask_kernel 64
@@ -11,9 +12,6 @@ namespace sturdy::cuda::filter {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kTileValues = 4096;  // of a tile, at the least, where there are as many
-constexpr int kLines = 32;         // columns of a tile; 128 bytes of pixels
-constexpr int kRowsOfTile = 16;
 
 template <typename T>
 struct GradMaskCall {
@@ -59,38 +57,8 @@ __global__ void __launch_bounds__(kThreads) spectral_filter_grad_mask_kernel(Gra
                                    column * p.gradient.column] = static_cast<T>(sum * scale);
 }
 
-size_t columns_bytes(const PlanePlan& plan, size_t value_bytes, int lines) {
-  return static_cast<size_t>(std::max(plan.height, plan.down.m)) * (lines | 1) * 2 * value_bytes;
-}
-
-int rows_stride(const PlanePlan& plan) { return plan.across.m | 1; }
-
-size_t rows_bytes(const PlanePlan& plan, size_t value_bytes, int rows) {
-  return static_cast<size_t>(rows) * (4 * rows_stride(plan) + plan.width) * value_bytes;
-}
-
-// Half of a block's shared memory where that leaves whole sectors of columns, so that two blocks take turns.
-int choose_lines(const PlanePlan& plan, size_t value_bytes, size_t shared_bytes) {
-  int lines = kLines;
-  while (lines < 8 * kLines && lines * plan.height < kTileValues) {
-    lines *= 2;
-  }
-  while (lines > 1 && columns_bytes(plan, value_bytes, lines) > (lines > 8 ? shared_bytes / 2 : shared_bytes)) {
-    lines /= 2;
-  }
-  return lines;
-}
-
-int choose_rows(const PlanePlan& plan, size_t value_bytes, size_t shared_bytes) {
-  int rows = kRowsOfTile;
-  while (rows < plan.kept && rows * plan.width < kTileValues) {
-    rows *= 2;
-  }
-  rows = std::min(rows, plan.kept);
-  while (rows > 1 && rows_bytes(plan, value_bytes, rows) > shared_bytes / 2) {
-    rows = (rows + 1) / 2;
-  }
-  return rows;
+size_t row_bytes(const PlanePlan& plan, size_t value_bytes) {
+  return (4 * static_cast<size_t>(fft::row_stride(plan)) + plan.width) * value_bytes;
 }
 
 // The memory of a call between its kernels, for some images and channels at a time.
@@ -132,7 +100,8 @@ Scratch<T> take_backward(const Call& call, bool want_mask, const DeviceLimits& l
   scratch.results = workspace.take<Complex<T>>(scratch.chunk * call.many * size);
   scratch.passing = workspace.take<T>(scratch.chunk * call.many * pixels);
   if (want_mask) {
-    const int64_t tiles = ceil_div(call.plan.kept, choose_rows(call.plan, sizeof(T), limits.shared_bytes));
+    const int64_t tiles =
+        ceil_div(call.plan.kept, fft::choose_rows(call.plan, row_bytes(call.plan, sizeof(T)), limits.shared_bytes));
     const int64_t blocks = std::max<int64_t>(1, call.mask_ids() * tiles);
     scratch.pieces = std::clamp<int64_t>(4 * limits.multiprocessors / blocks, 1, scratch.chunk);
     scratch.sums = workspace.take<T>(call.mask_ids() * scratch.pieces * size);
@@ -157,7 +126,7 @@ class Passes {
     ColumnsCall<T> p = columns_call(Columns::forward, many, spectra);
     p.pixels = pixels;
     p.passing = passing;
-    return run(p);
+    return run_columns(p, limits_, stream_);
   }
 
   Status back_columns(const Planes& pixels, const Planes& copied, int64_t many, bool clamped,
@@ -166,14 +135,14 @@ class Passes {
     p.pixels = pixels;
     p.copied = copied;
     p.clamped = clamped;
-    return run(p);
+    return run_columns(p, limits_, stream_);
   }
 
   Status gated_columns(const Planes& gradient, Complex<T>* spectra, T* passing) const {
     ColumnsCall<T> p = columns_call(Columns::gated, call_.many, spectra);
     p.gradient = gradient;
     p.passing = passing;
-    return run(p);
+    return run_columns(p, limits_, stream_);
   }
 
   Status filter_rows(Complex<T>* images, Complex<T>* results) const {
@@ -223,12 +192,6 @@ class Passes {
     p.many = many;
     p.dtype = call_.dtype;
     p.spectra = spectra;
-    p.lines = choose_lines(call_.plan, sizeof(T), limits_.shared_bytes);
-    p.stride = p.lines | 1;
-    fft::ProgramBuilder builder(&p.program);
-    builder.special(fft::kSource);
-    builder.transform(call_.plan.down, 0, mode != Columns::forward, 0, 0);
-    builder.special(fft::kTarget);
     return p;
   }
 
@@ -242,18 +205,14 @@ class Passes {
     p.images = images;
     p.results = results;
     p.pieces = 1;
-    p.rows = choose_rows(call_.plan, sizeof(T), limits_.shared_bytes);
+    p.rows = fft::choose_rows(call_.plan, row_bytes(call_.plan, sizeof(T)), limits_.shared_bytes);
     p.tiles = ceil_div(call_.plan.kept, p.rows);
-    p.stride = rows_stride(call_.plan);
+    p.stride = fft::row_stride(call_.plan);
     return p;
   }
 
-  Status run(const ColumnsCall<T>& p) const {
-    return launch_columns(p, columns_bytes(call_.plan, sizeof(T), p.lines), stream_);
-  }
-
   Status run(const RowsCall<T>& p, int64_t items) const {
-    return launch_rows(p, items, rows_bytes(call_.plan, sizeof(T), p.rows), stream_);
+    return launch_rows(p, items, p.rows * row_bytes(call_.plan, sizeof(T)), stream_);
   }
 
   const Call& call_;
@@ -281,7 +240,7 @@ size_t forward_bytes(const Call& call, const DeviceLimits& limits) {
 }  // namespace
 
 bool fits_passes(const PlanePlan& plan, size_t value_bytes, size_t shared_bytes) {
-  return columns_bytes(plan, value_bytes, 1) <= shared_bytes && rows_bytes(plan, value_bytes, 1) <= shared_bytes;
+  return fits_columns(plan, value_bytes, shared_bytes) && row_bytes(plan, value_bytes) <= shared_bytes;
 }
 
 size_t passes_forward_workspace(const Call& call, size_t value_bytes, const DeviceLimits& limits) {

@@ -23,7 +23,7 @@ enum class Columns {
 template <typename T>
 struct ColumnsCall {
   Call call;
-  Program program;
+  Program program;  // made by run_columns, as is what a tile is
   Prepared<T> prepared;
   Columns mode;
   int64_t first, count;  // numbers of the planes
@@ -35,7 +35,8 @@ struct ColumnsCall {
   Complex<T>* spectra;   // of plane `first` and those after it
   T* passing;            // planes (H, W) likewise: pixels of forward, where they are given; the results of gated
   bool clamped;
-  int lines, stride;  // of a tile
+  bool follows_index;  // Columns::forward: an image's pixels are those of the entry of the masks that it takes
+  int lines, stride;   // of a tile
 };
 
 enum class Rows {
@@ -59,9 +60,14 @@ struct RowsCall {
   int tiles, rows, stride;
 };
 
-// Start the kernel where there is anything to do.
+// Whether the shared memory of a block holds a column.
+bool fits_columns(const PlanePlan& plan, size_t value_bytes, size_t shared_bytes);
+
+// Cuts the columns into tiles, and starts the kernel where there is anything to do.
 template <typename T>
-Status launch_columns(const ColumnsCall<T>& columns, size_t shared_bytes, void* stream);
+Status run_columns(ColumnsCall<T> columns, const DeviceLimits& limits, void* stream);
+
+// Likewise for `items` times the tiles of a spectrum.
 template <typename T>
 Status launch_rows(const RowsCall<T>& rows, int64_t items, size_t shared_bytes, void* stream);
 

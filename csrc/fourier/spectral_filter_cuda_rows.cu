@@ -1,4 +1,5 @@
 // Rows of half spectra for spectral_filter: a tile of them in shared memory is transformed, multiplied and summed.
+#include "fourier/fft_cuda_rows.cuh"
 #include "fourier/spectral_filter_cuda_passes.cuh"
 
 // ptxas-budget: spectral_filter_rows_kernel 255
@@ -7,54 +8,34 @@ namespace sturdy::cuda::filter {
 namespace {
 
 template <typename T>
-struct RowsIo {
+struct RowsIo : fft::RowTile<T> {
   struct Place {
     fft::Line line;
     const T* mask;
   };
 
-  const RowsCall<T>& p;
-  Complex<T>* memory;
-  int first, count;  // rows
   const T* masks;
 
-  STURDY_DEVICE const PlanePlan& plan() const { return p.call.plan; }
-  STURDY_DEVICE Complex<T>* data() const { return memory; }
-  STURDY_DEVICE const Axis& axis(unsigned) const { return plan().across; }
-  STURDY_DEVICE const AxisTables<T>& tables(unsigned) const { return p.prepared.across; }
-  STURDY_DEVICE int lines(unsigned) const { return count; }
   STURDY_DEVICE Place place(unsigned, int line) const {
-    return {fft::whole_line(line * p.stride, 1), masks + first + line};
+    return {fft::whole_line(line * this->stride, 1), masks + this->first + line};
   }
-  STURDY_DEVICE T mask(const Place& at, int element) const { return __ldg(at.mask + int64_t{element} * plan().kept); }
+  STURDY_DEVICE T mask(const Place& at, int element) const {
+    return __ldg(at.mask + int64_t{element} * this->plan.kept);
+  }
   STURDY_DEVICE int mirror(const Place&) const { return 0; }
   STURDY_DEVICE bool own_mirror(const Place&) const { return false; }
-  STURDY_DEVICE void special(unsigned) const {}
-
-  STURDY_DEVICE void load(const Complex<T>* spectrum) const {
-    for (fft::Items item(plan().width); item.butterfly < count; item.next()) {
-      memory[item.butterfly * p.stride + item.line] =
-          spectrum[int64_t{first + item.butterfly} * plan().width + item.line];
-    }
-    __syncthreads();
-  }
-  STURDY_DEVICE void store(Complex<T>* spectrum) const {
-    for (fft::Items item(plan().width); item.butterfly < count; item.next()) {
-      spectrum[int64_t{first + item.butterfly} * plan().width + item.line] =
-          memory[item.butterfly * p.stride + item.line];
-    }
-  }
 };
 
 template <typename T>
-__global__ void __launch_bounds__(kPassThreads, kPassBlocks<T>) spectral_filter_rows_kernel(RowsCall<T> p) {
+__global__ void __launch_bounds__(kPassThreads, 2) spectral_filter_rows_kernel(RowsCall<T> p) {
   STURDY_DYNAMIC_SHARED(Complex<T>, memory);
   const Call& call = p.call;
   const int width = call.plan.width;
   const int64_t size = call.spectrum_size();
   const int64_t item = int64_t{blockIdx.x} / p.tiles;
   const int first = static_cast<int>(int64_t{blockIdx.x} % p.tiles) * p.rows;
-  RowsIo<T> io = {p, memory, first, min(p.rows, call.plan.kept - first), p.prepared.masks};
+  const int count = min(p.rows, call.plan.kept - first);
+  RowsIo<T> io = {{call.plan, p.prepared.across, memory, first, count, p.stride}, p.prepared.masks};
   Complex<T>* const second = memory + p.rows * p.stride;  // gather: the sum; product: F(x)
   T* const sum = reinterpret_cast<T*>(second + p.rows * p.stride);
 

@@ -10,9 +10,6 @@ from spectral_support import uniform
 from sturdy.functional import amplitude_mix
 from support import dtype_id
 
-# There are kernels for the CPU alone so far.
-pytestmark = pytest.mark.parametrize("backend", ["cpu"], indirect=True)
-
 
 @pytest.fixture(autouse=True)
 def fresh_compiler():

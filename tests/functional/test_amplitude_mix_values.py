@@ -13,9 +13,6 @@ from sturdy.functional import amplitude_mix
 from support import DTYPES, LAYOUTS, dtype_id, with_layout
 from support import uninitialized_memory_is_nan as poisoned
 
-# There are kernels for the CPU alone so far.
-pytestmark = pytest.mark.parametrize("backend", ["cpu"], indirect=True)
-
 # One transform of each kind: powers of two, odd, with large prime factors, one row, one column, above 31 (Bluestein)
 # along one axis and along both, more columns than rows and the reverse.
 SIZES = [

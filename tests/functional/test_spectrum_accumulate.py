@@ -14,9 +14,6 @@ from sturdy.functional import spectrum_accumulate
 from support import DTYPES, LAYOUTS, dtype_id, with_layout
 from support import uninitialized_memory_is_nan as poisoned
 
-# There are kernels for the CPU alone so far.
-pytestmark = pytest.mark.parametrize("backend", ["cpu"], indirect=True)
-
 SIZES = [
     *((1, 1), (1, 8), (8, 1), (2, 2), (1, 2), (3, 1), (7, 9), (9, 8), (8, 9), (8, 8), (16, 16), (28, 28), (32, 32)),
     *(

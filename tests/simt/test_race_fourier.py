@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from reference import amplitude as amplitude_reference
 from reference import fourier as reference
 from spectral_support import TOLERANCE, mask_shape, uniform
-from sturdy.functional import spectral_filter, wave_add
+from sturdy.functional import amplitude_mix, spectral_filter, spectrum_accumulate, wave_add
 from support import dtype_id, random, with_layout
 
 # ---- wave_add --------------------------------------------------------------------------------------------------------
@@ -89,3 +90,24 @@ def test_spectral_filter_of_other_images(race_backend, strides, dtype):
     mask_dtype = torch.float64 if dtype == torch.float64 else torch.float32
     x = with_layout(uniform((2, 3, 10, 12), 1, dtype), strides)
     check_filter(x, uniform((2, 3, 10, 12), 2, mask_dtype), "shifted")
+
+
+# ---- amplitude_mix and spectrum_accumulate ----
+
+
+@pytest.mark.parametrize("color_fft", [False, True], ids=["planes", "colors"])
+@pytest.mark.parametrize(("size", "channels"), [((8, 9), 3), ((13, 22), 2), ((37, 12), 4), ((1, 8), 1)], ids=str)
+def test_amplitude_mix(race_backend, size, channels, color_fft):
+    x = uniform((3, channels, *size), 1)
+    args = {"index": torch.tensor([2, -1, 0]), "strength": 0.7, "window": (3, 2), "color_fft": color_fft}
+    out = amplitude_mix(x, clip=(0, 1), **args)
+    assert (out.double() - amplitude_reference.amplitude_mix(x, clip=(0, 1), **args).double()).abs().max() <= 2e-5
+
+
+@pytest.mark.parametrize("power", [1, 2])
+@pytest.mark.parametrize("size", [(8, 9), (13, 22), (37, 12), (1, 8)], ids=str)
+def test_spectrum_accumulate(race_backend, size, power):
+    x, group = uniform((20, 2, *size), 1), torch.tensor([0, 2, -1, 0] * 5)
+    sums = spectrum_accumulate(x, group, 3, power=power)
+    exact = amplitude_reference.spectrum_accumulate(x, group, 3, power)
+    assert (sums.double() - exact).abs().max() <= 1e-5 * exact.abs().max()
