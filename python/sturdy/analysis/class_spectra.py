@@ -119,14 +119,14 @@ def _class_spectra(
         wanted = int(labels.max()) + 1
         if num_classes is not None and wanted > num_classes:
             raise IndexError(f"{name}: label {wanted - 1} is not one of {num_classes} classes")
-        groups = max(wanted, len(counts))
-        if sums is not None and len(sums) < groups:
-            sums = torch.cat((sums, sums.new_zeros((groups - len(sums), *sums.shape[1:]))))
-        if sums is None:
-            shape = (groups, images.shape[1], images.shape[2], width // 2 + 1)
-            sums = torch.zeros(shape, dtype=torch.float64, device=images.device)
-        sums = spectrum_accumulate(images, labels.to(images.device), groups, power=power, initial=sums)
-        counts = torch.cat((counts, counts.new_zeros(groups - len(counts))))
+        if sums is None or len(sums) < wanted:
+            shape = (max(wanted, len(counts)), *images.shape[1:3], width // 2 + 1)
+            grown = torch.zeros(shape, dtype=torch.float64, device=images.device)
+            if sums is not None:
+                grown[: len(sums)] = sums
+            sums = grown
+            counts = torch.cat((counts, counts.new_zeros(len(sums) - len(counts))))
+        sums = spectrum_accumulate(images, labels.to(images.device), len(sums), power=power, initial=sums)
         counts += torch.bincount(labels.cpu(), minlength=len(counts))
     assert sums is not None  # read() raises when there are no images
     return sums, counts, width
