@@ -73,6 +73,18 @@ class SpectrumAccumulateOptions(ctypes.Structure):
     _fields_ = [("struct_size", c_uint32), ("flags", c_uint32), ("groups", c_int64), ("power", c_int64)]
 
 
+class Filter2dOptions(ctypes.Structure):
+    _fields_ = [("struct_size", c_uint32), ("flags", c_uint32), ("low", c_double), ("high", c_double)]
+
+
+class SmoothColorOptions(ctypes.Structure):
+    _fields_ = [("struct_size", c_uint32), ("flags", c_uint32), ("low", c_double), ("high", c_double)]
+
+
+class SineWarpOptions(ctypes.Structure):
+    _fields_ = [("struct_size", c_uint32), ("flags", c_uint32)]
+
+
 BODY = ctypes.CFUNCTYPE(None, pointer, c_int64, c_int64)
 PARALLEL_FOR = ctypes.CFUNCTYPE(None, pointer, c_int64, c_int64, BODY, pointer)
 
@@ -94,6 +106,9 @@ WAVE_ADD_OPTIONS = POINTER(WaveAddOptions)
 FILTER_OPTIONS = POINTER(SpectralFilterOptions)
 MIX_OPTIONS = POINTER(AmplitudeMixOptions)
 SUM_OPTIONS = POINTER(SpectrumAccumulateOptions)
+FILTER2D_OPTIONS = POINTER(Filter2dOptions)
+SMOOTH_COLOR_OPTIONS = POINTER(SmoothColorOptions)
+SINE_WARP_OPTIONS = POINTER(SineWarpOptions)
 SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "sturdy_abi_version": (c_uint32, []),
     "sturdy_version": (c_char_p, []),
@@ -126,6 +141,14 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "sturdy_spectrum_accumulate_infer": (c_int32, [SUM_OPTIONS, TENSOR, TENSOR, TENSOR]),
     "sturdy_spectrum_accumulate_workspace": (c_size_t, [SUM_OPTIONS, TENSOR, TENSOR]),
     "sturdy_spectrum_accumulate": (c_int32, [CONTEXT, SUM_OPTIONS, TENSOR, TENSOR, TENSOR]),
+    "sturdy_filter2d_infer": (c_int32, [FILTER2D_OPTIONS, *[TENSOR] * 3]),
+    "sturdy_filter2d": (c_int32, [CONTEXT, FILTER2D_OPTIONS, *[TENSOR] * 3]),
+    "sturdy_filter2d_backward": (c_int32, [CONTEXT, FILTER2D_OPTIONS, *[TENSOR] * 5]),
+    "sturdy_smooth_color_infer": (c_int32, [SMOOTH_COLOR_OPTIONS, *[TENSOR] * 4]),
+    "sturdy_smooth_color": (c_int32, [CONTEXT, SMOOTH_COLOR_OPTIONS, *[TENSOR] * 4]),
+    "sturdy_smooth_color_backward": (c_int32, [CONTEXT, SMOOTH_COLOR_OPTIONS, *[TENSOR] * 6]),
+    "sturdy_sine_warp_infer": (c_int32, [SINE_WARP_OPTIONS, *[TENSOR] * 3]),
+    "sturdy_sine_warp": (c_int32, [CONTEXT, SINE_WARP_OPTIONS, *[TENSOR] * 3]),
 }
 
 

@@ -18,6 +18,7 @@ PYBIND11_MODULE(_numpy, m, py::mod_gil_not_used()) {
   }
   sturdy::numpy_binding::register_exceptions();
   sturdy::numpy_binding::define_amplitude_mix(m);
+  sturdy::numpy_binding::define_prime(m);
   sturdy::numpy_binding::define_pushpull(m);
   sturdy::numpy_binding::define_spectral_filter(m);
   sturdy::numpy_binding::define_spectrum_accumulate(m);

@@ -30,4 +30,13 @@ STURDY_TORCH_LIBRARY(STURDY_TORCH_NAMESPACE, m) {
       "amplitude_mix(Tensor x, Tensor? other, Tensor? index, float strength, Tensor? strengths, int[] window, "
       "Tensor? windows, bool color_fft, float[] clip) -> Tensor");
   m.def("spectrum_accumulate(Tensor x, Tensor group, int groups, int power, Tensor? initial) -> Tensor");
+  m.def("filter2d(Tensor x, Tensor kernel, float[] clip, ScalarType? dtype) -> Tensor");
+  m.def(
+      "filter2d_backward(Tensor grad_out, Tensor x, Tensor kernel, float[] clip, bool need_x, bool need_kernel) "
+      "-> (Tensor grad_x, Tensor grad_kernel)");
+  m.def("smooth_color(Tensor x, Tensor coefficients, Tensor? first, float[] clip, ScalarType? dtype) -> Tensor");
+  m.def(
+      "smooth_color_backward(Tensor grad_out, Tensor x, Tensor coefficients, Tensor? first, float[] clip, bool need_x, "
+      "bool need_coefficients) -> (Tensor grad_x, Tensor grad_coefficients)");
+  m.def("sine_warp(Tensor x, Tensor coefficients, ScalarType? dtype) -> Tensor");
 }

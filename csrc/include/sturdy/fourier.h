@@ -237,6 +237,102 @@ STURDY_API sturdy_status sturdy_spectrum_accumulate(const sturdy_context* contex
                                                     const sturdy_tensor* x, const sturdy_tensor* group,
                                                     sturdy_tensor* out);
 
+/* ---- filter2d, smooth_color, sine_warp ----
+ *
+ * The three changes of PRIME (Modas, Rade, Ortiz-Jimenez, Moosavi-Dezfooli, Frossard, PRIME: A few primitives can boost
+ * robustness to common corruptions, ECCV 2022), each with parameters for every image, or shared ones. Of all three,
+ * with any strides, also 0:
+ *
+ *   x     (N, C, H, W)   uint8 (taken as value / 255), float16, bfloat16, float32 or float64
+ *   out   (N, C, H, W)   contiguous or channels-last; dtype of x, or any floating one for uint8
+ *
+ * Sums are kept in float32 (float64 for float64 out). The functions with `_infer` check everything and write the sizes
+ * of the output into out->shape, which must hold four; they read no data. For a uint8 x out->dtype says what is wanted,
+ * {0, 0, 0} meaning float32; it is overwritten otherwise.
+ */
+
+#define STURDY_FILTER2D_CLIP 1u /* clamp the result to [low, high]; a NaN stays */
+
+typedef struct sturdy_filter2d_options {
+  uint32_t struct_size; /* sizeof(sturdy_filter2d_options) as the caller was compiled */
+  uint32_t flags;       /* 0 or STURDY_FILTER2D_CLIP */
+  double low;           /* at most high; neither may be NaN; looked at with STURDY_FILTER2D_CLIP alone */
+  double high;
+} sturdy_filter2d_options;
+
+/* out[r, c] = clamp(sum over a, b of kernel[a, b] * x[r + a - 1, c + b - 1]), x being 0 outside of the image.
+ *   kernel   (N or 1, C or 1, 3, 3)   float32 or float64
+ */
+STURDY_API sturdy_status sturdy_filter2d_infer(const sturdy_filter2d_options* options, const sturdy_tensor* x,
+                                               const sturdy_tensor* kernel, sturdy_tensor* out);
+
+STURDY_API sturdy_status sturdy_filter2d(const sturdy_context* context, const sturdy_filter2d_options* options,
+                                         const sturdy_tensor* x, const sturdy_tensor* kernel, sturdy_tensor* out);
+
+/* Gradients of sum(grad_out * out). Outputs that are NULL are not computed:
+ *   grad_x        (N, C, H, W); dtype of grad_out; contiguous or channels-last
+ *   grad_kernel   (N, C, 3, 3) also where kernel is shared; float64 for float64 grad_out, else float32; contiguous
+ * grad_out has the shape and dtype of out, any strides. Where the unclamped result lies outside [low, high] its
+ * gradient is 0, on the bounds it passes.
+ */
+STURDY_API sturdy_status sturdy_filter2d_backward(const sturdy_context* context, const sturdy_filter2d_options* options,
+                                                  const sturdy_tensor* grad_out, const sturdy_tensor* x,
+                                                  const sturdy_tensor* kernel, sturdy_tensor* grad_x,
+                                                  sturdy_tensor* grad_kernel);
+
+#define STURDY_SMOOTH_COLOR_CLIP 1u /* clamp the result to [low, high]; a NaN stays */
+
+typedef struct sturdy_smooth_color_options {
+  uint32_t struct_size; /* sizeof(sturdy_smooth_color_options) as the caller was compiled */
+  uint32_t flags;       /* 0 or STURDY_SMOOTH_COLOR_CLIP */
+  double low;           /* at most high; neither may be NaN; looked at with STURDY_SMOOTH_COLOR_CLIP alone */
+  double high;
+} sturdy_smooth_color_options;
+
+/* out = clamp(x + sum over k < K of coefficients_k * sin((first + k) pi x)), each value by itself.
+ *   coefficients   (N or 1, C or 1, K)   float32 or float64; K may be 0
+ *   first          (N or 1,) int64, or NULL for 1   its values are not looked at beforehand
+ */
+STURDY_API sturdy_status sturdy_smooth_color_infer(const sturdy_smooth_color_options* options, const sturdy_tensor* x,
+                                                   const sturdy_tensor* coefficients, const sturdy_tensor* first,
+                                                   sturdy_tensor* out);
+
+STURDY_API sturdy_status sturdy_smooth_color(const sturdy_context* context, const sturdy_smooth_color_options* options,
+                                             const sturdy_tensor* x, const sturdy_tensor* coefficients,
+                                             const sturdy_tensor* first, sturdy_tensor* out);
+
+/* Gradients of sum(grad_out * out). Outputs that are NULL are not computed:
+ *   grad_x              (N, C, H, W); dtype of grad_out; contiguous or channels-last
+ *   grad_coefficients   (N, C, K) also where they are shared; float64 for float64 grad_out, else float32; contiguous
+ * The clamp is differentiated as that of filter2d.
+ */
+STURDY_API sturdy_status sturdy_smooth_color_backward(const sturdy_context* context,
+                                                      const sturdy_smooth_color_options* options,
+                                                      const sturdy_tensor* grad_out, const sturdy_tensor* x,
+                                                      const sturdy_tensor* coefficients, const sturdy_tensor* first,
+                                                      sturdy_tensor* grad_x, sturdy_tensor* grad_coefficients);
+
+typedef struct sturdy_sine_warp_options {
+  uint32_t struct_size; /* sizeof(sturdy_sine_warp_options) as the caller was compiled */
+  uint32_t flags;       /* 0 */
+} sturdy_sine_warp_options;
+
+/* Images displaced by fields of sines, in pixels: with field d = 0 along columns and d = 1 along rows,
+ *
+ *   field_d(r, c) = sum over i, j of coefficients[d, i - 1, j - 1] * sin(i pi c / (W - 1)) * sin(j pi r / (H - 1))
+ *   out(r, c) = x(r - field_1, c - field_0), bilinear, coordinates clamped to the image
+ *
+ *   coefficients   (N or 1, 2, I, J)   float32 or float64; I and J may be 0
+ *
+ * A NaN among the coefficients makes the image NaN. There is no gradient.
+ */
+STURDY_API sturdy_status sturdy_sine_warp_infer(const sturdy_sine_warp_options* options, const sturdy_tensor* x,
+                                                const sturdy_tensor* coefficients, sturdy_tensor* out);
+
+STURDY_API sturdy_status sturdy_sine_warp(const sturdy_context* context, const sturdy_sine_warp_options* options,
+                                          const sturdy_tensor* x, const sturdy_tensor* coefficients,
+                                          sturdy_tensor* out);
+
 #ifdef __cplusplus
 } /* extern "C" */
 #endif

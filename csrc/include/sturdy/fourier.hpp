@@ -80,6 +80,64 @@ inline void spectrum_accumulate(const sturdy_spectrum_accumulate_options& option
   check(sturdy_spectrum_accumulate(context, &options, input, group, out));
 }
 
+// ---- filter2d, smooth_color, sine_warp ----
+
+// No clamp.
+inline sturdy_filter2d_options filter2d_options() {
+  sturdy_filter2d_options options = {};
+  options.struct_size = sizeof options;
+  return options;
+}
+
+// Clamps to [low, high].
+inline sturdy_filter2d_options filter2d_options(double low, double high) {
+  sturdy_filter2d_options options = filter2d_options();
+  options.flags = STURDY_FILTER2D_CLIP;
+  options.low = low;
+  options.high = high;
+  return options;
+}
+
+// Writes the result into `out`; on the CPU, with the built-in threads unless `context` brings others. So do the others.
+inline void filter2d(const sturdy_filter2d_options& options, TensorView x, TensorView kernel, TensorView out,
+                     const sturdy_context* context = nullptr) {
+  check(sturdy_filter2d(context, &options, x, kernel, out));
+}
+
+// No clamp.
+inline sturdy_smooth_color_options smooth_color_options() {
+  sturdy_smooth_color_options options = {};
+  options.struct_size = sizeof options;
+  return options;
+}
+
+// Clamps to [low, high].
+inline sturdy_smooth_color_options smooth_color_options(double low, double high) {
+  sturdy_smooth_color_options options = smooth_color_options();
+  options.flags = STURDY_SMOOTH_COLOR_CLIP;
+  options.low = low;
+  options.high = high;
+  return options;
+}
+
+// Frequencies count from 1 unless `first` says from where.
+inline void smooth_color(const sturdy_smooth_color_options& options, TensorView x, TensorView coefficients,
+                         TensorView out, const sturdy_tensor* first = nullptr,
+                         const sturdy_context* context = nullptr) {
+  check(sturdy_smooth_color(context, &options, x, coefficients, first, out));
+}
+
+inline sturdy_sine_warp_options sine_warp_options() {
+  sturdy_sine_warp_options options = {};
+  options.struct_size = sizeof options;
+  return options;
+}
+
+inline void sine_warp(const sturdy_sine_warp_options& options, TensorView x, TensorView coefficients, TensorView out,
+                      const sturdy_context* context = nullptr) {
+  check(sturdy_sine_warp(context, &options, x, coefficients, out));
+}
+
 }  // namespace sturdy
 
 #endif  // STURDY_FOURIER_HPP_

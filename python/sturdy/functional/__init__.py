@@ -7,6 +7,7 @@ load_library()
 from sturdy import _flops as _flops  # noqa: E402  (the ops must be loaded first)
 from sturdy import _registration  # noqa: E402
 from sturdy.functional.amplitude import amplitude_mix  # noqa: E402
+from sturdy.functional.prime import filter2d, sine_warp, smooth_color  # noqa: E402
 from sturdy.functional.pushpull import push_pull_conv2d  # noqa: E402
 from sturdy.functional.pushpull2020 import push_pull_2020_conv2d  # noqa: E402
 from sturdy.functional.spectra import spectrum_accumulate  # noqa: E402
@@ -18,8 +19,11 @@ _registration.register("sturdy")
 
 __all__ = [
     "amplitude_mix",
+    "filter2d",
     "push_pull_2020_conv2d",
     "push_pull_conv2d",
+    "sine_warp",
+    "smooth_color",
     "spectral_filter",
     "spectrum_accumulate",
     "spectrum_waves",

@@ -26,6 +26,15 @@ if importlib.util.find_spec("sturdy._numpy") is None:
     )
 from sturdy.numpy._arguments import Array, SupportsDLPack  # noqa: E402  (the two checks come first)
 from sturdy.numpy.amplitude import amplitude_mix  # noqa: E402
+from sturdy.numpy.prime import (  # noqa: E402
+    Filter2dGradients,
+    SmoothColorGradients,
+    filter2d,
+    filter2d_backward,
+    sine_warp,
+    smooth_color,
+    smooth_color_backward,
+)
 from sturdy.numpy.pushpull import (  # noqa: E402
     PushPullConv2dGradients,
     push_pull_conv2d,
@@ -37,13 +46,20 @@ from sturdy.numpy.waves import WaveAddGradients, wave_add, wave_add_backward  # 
 
 __all__ = [
     "Array",
+    "Filter2dGradients",
     "PushPullConv2dGradients",
+    "SmoothColorGradients",
     "SpectralFilterGradients",
     "SupportsDLPack",
     "WaveAddGradients",
     "amplitude_mix",
+    "filter2d",
+    "filter2d_backward",
     "push_pull_conv2d",
     "push_pull_conv2d_backward",
+    "sine_warp",
+    "smooth_color",
+    "smooth_color_backward",
     "spectral_filter",
     "spectral_filter_backward",
     "spectrum_accumulate",
