@@ -8,6 +8,7 @@ from sturdy.transforms.amplitude import AmplitudeMix, SelfAmplitudeMix
 from sturdy.transforms.base import Transform
 from sturdy.transforms.dfmx import DominantFrequencyMix
 from sturdy.transforms.masks import MaskFile, effective_mask, half_mask, load_masks, save_masks
+from sturdy.transforms.prime import Prime, PrimePreset
 from sturdy.transforms.spectral import SpectralFilter
 
 __all__ = [
@@ -15,6 +16,8 @@ __all__ = [
     "DominantFrequencyMix",
     "FourierBasisAugment",
     "MaskFile",
+    "Prime",
+    "PrimePreset",
     "SelfAmplitudeMix",
     "SpectralFilter",
     "Transform",
