@@ -142,6 +142,19 @@ def apr(settings: Settings) -> Augmentation:
     return augment
 
 
+def prime(settings: Settings) -> Augmentation:
+    """Mixed chains of changes; :class:`sturdy.transforms.Prime` with numbers of the images' own streams."""
+    from sturdy.transforms import Prime
+
+    transform = Prime(preset=settings.prime_preset, center="reference" if settings.prime_reference else "true")
+
+    def augment(images: Tensor, labels: Tensor, random: KeyedRandom) -> Tensor:
+        draw = partial(random.fork().uniform, dtype=torch.float64)
+        return transform.transform(images, transform.sample(draw, images))
+
+    return augment
+
+
 def build(settings: Settings, masks: Tensor | None, device: torch.device) -> dict[str, Augmentation]:
     """The augmentations of a run by name, in the order of ``settings.augment``.
 
@@ -172,6 +185,8 @@ def build(settings: Settings, masks: Tensor | None, device: torch.device) -> dic
             built[name] = dfmx(settings, masks, device)
         elif name == "apr":
             built[name] = apr(settings)
+        elif name == "prime":
+            built[name] = prime(settings)
         else:
             built[name] = _for_any_label(geometric[name])
     return built

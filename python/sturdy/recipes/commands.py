@@ -18,6 +18,7 @@ from sturdy.recipes.settings import (
     OBJECTIVES,
     OPTIMIZERS,
     PRECISIONS,
+    PRIME_PRESETS,
     RESNET_STEMS,
     SCHEDULES,
     STEMS,
@@ -134,10 +135,22 @@ def train(
     apr_p: Annotated[
         float | None, typer.Option(help="Probability that apr changes a batch.", rich_help_panel=_AUGMENTATION)
     ] = None,
+    prime_preset: Annotated[
+        str | None,
+        typer.Option(help=_choice("Strength of prime", PRIME_PRESETS), rich_help_panel=_AUGMENTATION),
+    ] = None,
+    prime_reference: Annotated[
+        bool | None,
+        typer.Option(
+            "--prime-reference/--prime-centered",
+            help="The filters of the authors' code, which shift by a pixel, or centred ones.",
+            rich_help_panel=_AUGMENTATION,
+        ),
+    ] = None,
     objective: Annotated[
         str | None,
         typer.Option(
-            help=_choice("Loss", OBJECTIVES) + " ace and jsd need afa.",
+            help=_choice("Loss", OBJECTIVES) + " ace needs afa, jsd afa or prime.",
             rich_help_panel=_TRAINING,
         ),
     ] = None,
@@ -225,6 +238,10 @@ def train(
     final_div_factor: Annotated[
         float | None, typer.Option(help="Of onecycle: first rate by last rate.", rich_help_panel=_TRAINING)
     ] = None,
+    pct_start: Annotated[
+        float | None,
+        typer.Option(help="Part of the steps in which onecycle rises; default 0.3.", rich_help_panel=_TRAINING),
+    ] = None,
     precision: Annotated[
         str | None, typer.Option(help=_choice("Arithmetic", PRECISIONS), rich_help_panel=_TRAINING)
     ] = None,
@@ -267,6 +284,8 @@ def train(
         "dfm_p": dfm_p,
         "dfm_invert": dfm_invert,
         "apr_p": apr_p,
+        "prime_preset": prime_preset,
+        "prime_reference": prime_reference,
         "objective": objective,
         "jsd_lambda": jsd_lambda,
         "ibn": ibn,
@@ -292,6 +311,7 @@ def train(
         "warmup_start": warmup_start,
         "div_factor": div_factor,
         "final_div_factor": final_div_factor,
+        "pct_start": pct_start,
         "precision": precision,
         "seed": seed,
         "log_every": log_every,

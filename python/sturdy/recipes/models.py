@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sturdy.recipes.cct import CCT
-from sturdy.recipes.settings import AUXILIARY_OBJECTIVES, Settings
+from sturdy.recipes.settings import Settings
 
 TINY_IMAGE = 16  # up to this side the small CNN keeps the resolution of its first layer
 SMALL_IMAGE = 64  # up to this side a ResNet gets the CIFAR stem, unless told otherwise
@@ -72,7 +72,7 @@ def build_model(settings: Settings, *, in_channels: int, num_classes: int, image
     """The network of a run with freshly initialised weights, which depend on ``settings.seed`` alone.
 
     A network with PushPull starts from the weights of the same network without it; so does one with normalisations
-    for auxiliary images, which the objectives ``ace`` and ``jsd`` need where there is batch normalisation.
+    for auxiliary images, which ``ace`` and ``jsd`` with AFA need where there is batch normalisation.
     """
     torch.manual_seed(settings.seed)
     if settings.model == "small-cnn":
@@ -88,7 +88,7 @@ def build_model(settings: Settings, *, in_channels: int, num_classes: int, image
         build = {"resnet18": resnet18, "resnet50": resnet50}[settings.model]
         model = _resnet(build, in_channels, num_classes, stem)
     # Layer normalisation has no statistics to keep apart: a transformer serves both kinds of images with the same.
-    if settings.objective in AUXILIARY_OBJECTIVES and not isinstance(model, CCT):
+    if settings.has_auxiliary_view and not isinstance(model, CCT):
         from sturdy.nn import convert_dual_bn
 
         has_stages = hasattr(model, "layer4")

@@ -14,7 +14,8 @@
 
 With these three crops and flips come first and are common to all views. With ``ace`` and ``jsd`` AFA makes the
 auxiliary view, and what else is among the augmentations makes the other one; without anything else that is the image
-again.
+again. ``jsd`` with PRIME and without AFA takes two views with PRIME, drawn one after the other, and one set of
+normalisations for all three.
 
 MixUp and CutMix come after all augmentations but AFA. With ``ace`` the two views are mixed each in a way of its own;
 with ``jsd``, where all views are to agree, and ``pair`` they come first and are the same for all.
@@ -23,6 +24,7 @@ with ``jsd``, where all views are to agree, and ``pair`` they come first and are
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -58,6 +60,7 @@ class Objective:
         auxiliary = self.kind in AUXILIARY_OBJECTIVES
         self.auxiliary = [f for name, f in built.items() if auxiliary and name in AUXILIARY_AUGMENTATIONS]
         self.other = [f for f in built.values() if f not in self.common and f not in self.auxiliary]
+        self.routes = ROUTES[self.kind] if settings.has_auxiliary_view else ()
         self.mixing = Mixing(settings.mixup, settings.cutmix)
         # With ce all augmentations are in a row, and mixing is before this one of them.
         names = list(built)
@@ -89,7 +92,7 @@ class Objective:
             other = augment.apply(self.other, common, labels, random)
             if self.kind == "pair":
                 return [common, other]
-            return [common, other, augment.apply(self.auxiliary, common, labels, random)]
+            return [common, other, augment.apply(self.auxiliary or self.other, common, labels, random)]
         other, mixed = augment.apply(self.other, common, labels, random), common
         if mixes:
             other, mixed = mixes[0].images(other), mixes[1].images(common)
@@ -120,7 +123,7 @@ class Objective:
         from sturdy.nn import route
 
         # One pass: a wrapper for several processes does not take two passes before one backward pass.
-        with route(model, ROUTES[self.kind]):
+        with route(model, self.routes) if self.routes else nullcontext():
             parts = forward(torch.cat(views)).chunk(len(views))
         targets = [mix.target(labels, parts[0].shape[1]) for mix in mixes] or [labels]
         return (self.ace if self.kind == "ace" else self.jsd)(*parts, *targets), parts[0]

@@ -55,6 +55,7 @@ def make_scheduler(settings: Settings, optimizer: torch.optim.Optimizer, total_s
             total_steps=total_steps,
             div_factor=settings.div_factor,
             final_div_factor=settings.final_div_factor,
+            pct_start=settings.pct_start,
         )
     if settings.schedule == "plateau":
         return schedules.ReduceLROnPlateau(optimizer, factor=0.1, patience=10, min_lr=settings.min_lr)

@@ -16,6 +16,7 @@ _MODULES = {
     "afa": "sturdy.recipes.afa",
     "dfmx": "sturdy.recipes.dfmx",
     "apr": "sturdy.recipes.apr",
+    "prime": "sturdy.recipes.prime",
 }
 
 NAMES = tuple(_MODULES)

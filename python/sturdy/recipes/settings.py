@@ -14,13 +14,14 @@ STEMS = ("plain", "pushpull")
 RESNET_STEMS = ("auto", "cifar", "tinyimagenet", "imagenet")
 GEOMETRIC_AUGMENTATIONS = ("crop", "resized-crop", "flip")
 AUXILIARY_AUGMENTATIONS = ("afa",)
-PAPER_AUGMENTATIONS = ("afa", "dfmx", "apr")  # what a baseline does without
+PAPER_AUGMENTATIONS = ("afa", "dfmx", "apr", "prime")  # what a baseline does without
 AUGMENTATIONS = (*GEOMETRIC_AUGMENTATIONS, *PAPER_AUGMENTATIONS)
 OBJECTIVES = ("ce", "pair", "ace", "jsd")
 AUXILIARY_OBJECTIVES = ("ace", "jsd")  # those with normalisations for auxiliary images
 OPTIMIZERS = ("sgd", "adamw")
 SCHEDULES = ("cosine", "onecycle", "steps", "plateau")
 PRECISIONS = ("fp32", "bf16", "fp16")
+PRIME_PRESETS = ("cifar", "imagenet")
 
 # Where the data lie may change between a run and its continuation, and where its masks came from; the rest may not.
 FREE_TO_CHANGE = ("data_dir", "dfm_masks")
@@ -60,6 +61,8 @@ class Settings:
     dfm_p: float = 0.3
     dfm_invert: bool = False
     apr_p: float = 0.6
+    prime_preset: str = "cifar"
+    prime_reference: bool = False
     objective: str = "ce"
     jsd_lambda: float = 10.0
     ibn: bool = False
@@ -74,6 +77,7 @@ class Settings:
     warmup_start: float = 0.1
     div_factor: float = 25.0
     final_div_factor: float = 1e4
+    pct_start: float = 0.3
     precision: str = "fp32"
     seed: int = 0
     log_every: int = 10
@@ -87,12 +91,17 @@ class Settings:
         check_name("schedule", self.schedule, SCHEDULES)
         check_name("precision", self.precision, PRECISIONS)
         check_name("objective", self.objective, OBJECTIVES)
+        check_name("strength of prime", self.prime_preset, PRIME_PRESETS)
         for name in self.augment:
             check_name("augmentation", name, AUGMENTATIONS)
         if len(set(self.augment)) != len(self.augment):
             raise UsageError(f"--augment names an augmentation twice: {','.join(self.augment)}")
-        if self.objective in AUXILIARY_OBJECTIVES and not set(self.augment) & set(AUXILIARY_AUGMENTATIONS):
-            raise UsageError(f"--objective {self.objective} needs afa among --augment, got {','.join(self.augment)}")
+        agrees = self.objective == "jsd" and "prime" in self.augment
+        if self.objective in AUXILIARY_OBJECTIVES and not self.has_auxiliary_view and not agrees:
+            needed = "afa or prime" if self.objective == "jsd" else "afa"
+            raise UsageError(
+                f"--objective {self.objective} needs {needed} among --augment, got {','.join(self.augment)}"
+            )
         for name in ("epochs", "batch_size", "image_size", "limit_train", "limit_test", "log_every", "accumulate"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -120,6 +129,8 @@ class Settings:
         for name in ("div_factor", "final_div_factor"):
             if not getattr(self, name) > 0:
                 raise UsageError(f"{_option(name)} must be positive, got {getattr(self, name)}")
+        if not 0 < self.pct_start < 1:
+            raise UsageError(f"--pct-start must be above 0 and below 1, got {self.pct_start}")
         if not self.momentum < 1:
             raise UsageError(f"--momentum must be below 1, got {self.momentum}")
         if (
@@ -165,6 +176,11 @@ class Settings:
     def is_baseline(self) -> bool:
         """True if its baseline would be the run itself."""
         return not self.baseline().differences(self)
+
+    @property
+    def has_auxiliary_view(self) -> bool:
+        """True if some images are for normalisations of their own."""
+        return self.objective in AUXILIARY_OBJECTIVES and bool(set(self.augment) & set(AUXILIARY_AUGMENTATIONS))
 
     @property
     def mixes(self) -> bool:
