@@ -35,7 +35,7 @@ for name in names.split():
             for keep_push in (True, False):
                 gradients(case, push_pull_conv2d, tensors, grad_out, keep_push=keep_push)
 from spectral_support import uniform
-from sturdy.functional import spectral_filter
+from sturdy.functional import amplitude_mix, spectral_filter, spectrum_accumulate
 # Fused and in passes; a chirp, odd widths, large primes.
 for size in ((32, 32), (28, 31), (37, 22), (224, 224), (300, 299)):
     for dtype in (torch.float32, torch.float64, torch.bfloat16):
@@ -45,6 +45,9 @@ for size in ((32, 32), (28, 31), (37, 22), (224, 224), (300, 299)):
         index = torch.tensor([1, -1, 0], device="cuda")
         spectral_filter(x, table, index=index, clip=(0.2, 0.6)).sum().backward()
         spectral_filter(x, table[None, :, None]).sum().backward()
+        for color_fft in (False, True):
+            amplitude_mix(x.detach(), index=index, strength=0.5, window=(9, 9), color_fft=color_fft)
+        spectrum_accumulate(x.detach(), index, 2)
 torch.cuda.synchronize()
 """
 
