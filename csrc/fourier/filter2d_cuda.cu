@@ -7,6 +7,7 @@
 
 // ptxas-budget: filter2d_kernel 64
 // ptxas-budget: filter2d_backward_kernel 128
+// ptxas-budget: filter2d_no_pixels_kernel 16
 
 namespace sturdy::cuda {
 namespace filter2d_tiles {

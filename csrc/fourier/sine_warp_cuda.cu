@@ -48,8 +48,9 @@ STURDY_DEVICE int split(A at, int most, A* rest) {
   return whole;
 }
 
+// Two blocks a multiprocessor: left to itself ptxas aims at more, and spills.
 template <typename In, typename Out>
-__global__ void __launch_bounds__(kThreads) sine_warp_kernel(SineWarpParams p, Tiling t) {
+__global__ void __launch_bounds__(kThreads, 2) sine_warp_kernel(SineWarpParams p, Tiling t) {
   using A = Accumulate<Out>;
   STURDY_DYNAMIC_SHARED(A, memory);
   A* const column_sines = memory;

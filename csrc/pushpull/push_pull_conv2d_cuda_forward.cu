@@ -585,7 +585,7 @@ size_t push_pull_conv2d_workspace(const PushPullGeometry& geometry) {
   if (geometry.channel_range) {
     return push_pull::channel_workspace(geometry, sizes);
   }
-  push_pull::Workspace pieces(nullptr);
+  Workspace pieces(nullptr);
   if (geometry.dtype == DType::f64) {
     push_pull::ForwardWorkspace<double>(pieces, geometry, sizes);
   } else {
