@@ -16,7 +16,7 @@ namespace warp_tiles {
 constexpr int kThreads = 256;
 constexpr int kMostRows = 4;                       // of a block
 constexpr size_t kUsualBytes = 48 * 1024;          // of shared memory, which a launch need not ask for
-constexpr size_t kMostBytes = 96 * 1024;           // which every architecture from 7.0 on has
+constexpr size_t kMostBytes = 64 * 1024;           // which every architecture from 7.5 on has
 constexpr int64_t kMostExtent = int64_t{1} << 20;  // of an axis
 
 struct Tiling {
