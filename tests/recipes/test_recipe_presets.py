@@ -93,10 +93,7 @@ def test_what_the_user_chose_stays() -> None:
     assert resolve("afa", {**chosen, "min_lr": 0.0, "warmup_epochs": 0}).min_lr == 0
 
 
-def test_with_prime_the_gradient_is_clipped_harder(monkeypatch: pytest.MonkeyPatch) -> None:
-    from sturdy.recipes import settings
-
-    monkeypatch.setattr(settings, "AUGMENTATIONS", (*settings.AUGMENTATIONS, "prime"))
+def test_with_prime_the_gradient_is_clipped_harder() -> None:
     augment = ("resized-crop", "flip", "prime", "afa")
     resnet = resolve("afa", {"data": "imagefolder", "augment": augment})
     cct = resolve("afa", {"data": "imagefolder", "augment": augment, **CCT14})
