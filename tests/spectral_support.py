@@ -17,6 +17,13 @@ def uniform(shape: tuple[int, ...], seed: int, dtype: torch.dtype = torch.float3
     return values.to(dtype).to(device)
 
 
+def on(device: Any, values: Any) -> Any:
+    """Arguments of a call, a tuple or a dictionary, with the tensors among them on a device."""
+    if isinstance(values, dict):
+        return dict(zip(values, on(device, tuple(values.values())), strict=True))
+    return tuple(value.to(device) if isinstance(value, Tensor) else value for value in values)
+
+
 def mask_shape(size: tuple[int, int], layout: str) -> tuple[int, int]:
     """Of a mask for images of this size."""
     return (size[0], size[1] if layout == "shifted" else size[1] // 2 + 1)

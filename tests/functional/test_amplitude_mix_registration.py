@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import sturdy
-from spectral_support import uniform
+from spectral_support import on, uniform
 from sturdy.functional import amplitude_mix
 from support import dtype_id
 
@@ -28,19 +28,19 @@ SAMPLES = {
 }
 
 
-def sample_args(name, dtype=torch.float32, channels_last=False):
+def sample_args(name, device, dtype=torch.float32, channels_last=False):
     shape, other, index, strength, strengths, window, windows, color_fft, clip = SAMPLES[name]
-    x = uniform(shape, 1, dtype)
+    x = uniform(shape, 1, dtype, device)
     if channels_last:
         x = x.contiguous(memory_format=torch.channels_last)
     return (
         x.requires_grad_(),
-        None if other is None else uniform(other, 2, dtype).requires_grad_(),
-        None if index is None else torch.tensor(index),
+        None if other is None else uniform(other, 2, dtype, device).requires_grad_(),
+        None if index is None else torch.tensor(index, device=device),
         strength,
-        None if strengths is None else uniform(strengths, 3).requires_grad_(),
+        None if strengths is None else uniform(strengths, 3, device=device).requires_grad_(),
         window,
-        None if windows is None else torch.ones(windows, dtype=torch.int64),
+        None if windows is None else torch.ones(windows, dtype=torch.int64, device=device),
         color_fft,
         clip,
     )
@@ -51,12 +51,15 @@ def sample_args(name, dtype=torch.float32, channels_last=False):
     ("name", "dtype"), [*((name, torch.float32) for name in SAMPLES), ("fact", torch.bfloat16), ("apr", torch.float64)]
 )
 def test_opcheck(backend, name, dtype):
-    torch.library.opcheck(backend.op("amplitude_mix"), sample_args(name, dtype, name == "fact"))
+    torch.library.opcheck(backend.op("amplitude_mix"), sample_args(name, backend.device, dtype, name == "fact"))
 
 
 def test_the_result_is_detached(backend):
-    x, other = uniform((2, 3, 8, 10), 1).requires_grad_(), uniform((2, 3, 8, 10), 2).requires_grad_()
-    out = amplitude_mix(x, other, strength=torch.tensor([0.5, 0.6]).requires_grad_())
+    x, other = (
+        uniform((2, 3, 8, 10), 1, device=backend.device).requires_grad_(),
+        uniform((2, 3, 8, 10), 2, device=backend.device).requires_grad_(),
+    )
+    out = amplitude_mix(x, other, strength=torch.tensor([0.5, 0.6], device=backend.device).requires_grad_())
     assert not out.requires_grad and out.grad_fn is None
     (x * out).sum().backward()
     assert torch.equal(x.grad, out) and other.grad is None
@@ -68,7 +71,7 @@ def test_the_result_is_detached(backend):
 def test_compiles_with_dynamic_sizes(backend):
     fn = torch.compile(lambda x, i: amplitude_mix(x, index=i, color_fft=True), fullgraph=True, dynamic=True)
     for size in ((8, 10), (9, 7), (28, 28)):
-        x, index = uniform((3, 3, *size), 5), torch.tensor([2, 0, 1])
+        x, index = uniform((3, 3, *size), 5, device=backend.device), torch.tensor([2, 0, 1], device=backend.device)
         assert torch.equal(fn(x, index), amplitude_mix(x, index=index, color_fft=True))
 
 
@@ -77,14 +80,18 @@ def test_exports(backend):
         def forward(self, x, index, strength):
             return amplitude_mix(x, index=index, strength=strength, window=(2, 2), clip=(0.0, 1.0))
 
-    args = (uniform((2, 3, 8, 10), 8), torch.tensor([1, 0]), torch.tensor([0.5, 0.25]))
+    args = (
+        uniform((2, 3, 8, 10), 8, device=backend.device),
+        torch.tensor([1, 0], device=backend.device),
+        torch.tensor([0.5, 0.25], device=backend.device),
+    )
     program = torch.export.export(Mix(), args)
     assert torch.equal(program.module()(*args), Mix()(*args))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=dtype_id)
 def test_autocast_changes_no_dtype(backend, dtype):
-    x, index = uniform((2, 3, 8, 10), 9), torch.tensor([1, 0])
+    x, index = uniform((2, 3, 8, 10), 9, device=backend.device), torch.tensor([1, 0], device=backend.device)
     plain = amplitude_mix(x, index=index)
     with torch.autocast(backend.device, dtype=dtype):
         assert torch.equal(amplitude_mix(x, index=index), plain)
@@ -94,8 +101,8 @@ def test_autocast_changes_no_dtype(backend, dtype):
 
 @pytest.mark.parametrize("in_dims", [(0, None), (None, 0), (1, 0)], ids=str)
 def test_vmap(backend, in_dims):
-    x = uniform((2, 2, 3, 8, 10) if in_dims[0] is not None else (2, 3, 8, 10), 11)
-    other = uniform((2, 2, 3, 8, 10) if in_dims[1] is not None else (2, 3, 8, 10), 12)
+    x = uniform((2, 2, 3, 8, 10) if in_dims[0] is not None else (2, 3, 8, 10), 11, device=backend.device)
+    other = uniform((2, 2, 3, 8, 10) if in_dims[1] is not None else (2, 3, 8, 10), 12, device=backend.device)
     out = torch.func.vmap(amplitude_mix, in_dims=in_dims)(x, other)
     for i in range(2):
         one = x if in_dims[0] is None else x.select(in_dims[0], i)
@@ -152,6 +159,8 @@ WRONG = {
     "unknown keyword": ({"index": SWAP, "lam": 1.0}, TypeError, "unexpected keyword"),
 }
 
+WRONG_VALUES = ("index beyond", "index below", "index beyond other")
+
 WRONG_IMAGES = {
     "complex": (X.to(torch.complex64), TypeError, "x must be float16, bfloat16, float32 or float64, got"),
     "bytes": (X.byte(), TypeError, "got uint8"),
@@ -164,17 +173,28 @@ WRONG_IMAGES = {
 @pytest.mark.parametrize("name", WRONG)
 def test_wrong_arguments(backend, name):
     options, error, message = WRONG[name]
+    if backend.name == "cuda" and name in WRONG_VALUES:
+        pytest.skip("the values of an index on a GPU are not looked at")
     with pytest.raises(error, match=message):
-        amplitude_mix(X, **options)
+        amplitude_mix(X.to(backend.device), **on(backend.device, options))
 
 
 @pytest.mark.parametrize("name", WRONG_IMAGES)
 def test_wrong_images(backend, name):
     x, error, message = WRONG_IMAGES[name]
     with pytest.raises(error, match=message):
-        amplitude_mix(x, index=SWAP)
+        amplitude_mix(*on(backend.device, (x,)), index=SWAP.to(backend.device))
 
 
 def test_other_devices(backend):
     with pytest.raises(RuntimeError, match="index must be on meta"):
-        amplitude_mix(X.to("meta"), index=SWAP)
+        amplitude_mix(X.to("meta"), index=SWAP.to(backend.device))
+
+
+@pytest.mark.parametrize("backend", [pytest.param("cuda", marks=pytest.mark.cuda)], indirect=True)
+@pytest.mark.parametrize("argument", ["other", "index", "strength", "window"])
+def test_mixed_devices(backend, argument):
+    call = {"x": X, "other": X, "index": SWAP, "strength": torch.rand(2), "window": torch.tensor([1, 2])}
+    call = {name: value if name == argument else value.to(backend.device) for name, value in call.items()}
+    with pytest.raises(sturdy.ShapeError, match=f"{argument} must be on the device of x"):
+        amplitude_mix(**call)

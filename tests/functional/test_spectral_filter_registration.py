@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import sturdy
-from spectral_support import uniform
+from spectral_support import on, uniform
 from sturdy.functional import spectral_filter
 from support import dtype_id
 
@@ -28,13 +28,13 @@ SAMPLES = {
 }
 
 
-def sample_args(name, dtype=torch.float32, channels_last=False):
+def sample_args(name, device, dtype=torch.float32, channels_last=False):
     shape, mask_shape, index, half, clip = SAMPLES[name]
-    x = uniform(shape, 1, dtype)
+    x = uniform(shape, 1, dtype, device)
     if channels_last:
         x = x.contiguous(memory_format=torch.channels_last)
-    mask = uniform(mask_shape, 2, torch.float64 if dtype == torch.float64 else torch.float32)
-    index = None if index is None else torch.tensor(index)
+    mask = uniform(mask_shape, 2, torch.float64 if dtype == torch.float64 else torch.float32, device)
+    index = None if index is None else torch.tensor(index, device=device)
     return x.requires_grad_(), mask.requires_grad_(), index, half, clip
 
 
@@ -43,7 +43,7 @@ def sample_args(name, dtype=torch.float32, channels_last=False):
     ("name", "dtype"), [*((name, torch.float32) for name in SAMPLES), ("half", torch.bfloat16), ("many", torch.float64)]
 )
 def test_opcheck_forward(backend, name, dtype):
-    torch.library.opcheck(backend.op("spectral_filter"), sample_args(name, dtype, name == "half"))
+    torch.library.opcheck(backend.op("spectral_filter"), sample_args(name, backend.device, dtype, name == "half"))
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_opcheck_forward(backend, name, dtype):
     [*((name, (True, True)) for name in SAMPLES), ("half", (True, False)), ("shared", (False, True))],
 )
 def test_opcheck_backward(backend, name, wanted):
-    x, mask, *rest = (a.detach() if isinstance(a, torch.Tensor) else a for a in sample_args(name))
+    x, mask, *rest = (a.detach() if isinstance(a, torch.Tensor) else a for a in sample_args(name, backend.device))
     grad_out = torch.rand_like(backend.op("spectral_filter")(x, mask, *rest))
     torch.library.opcheck(backend.op("spectral_filter_backward"), (grad_out, x, mask, *rest, *wanted))
 
@@ -60,7 +60,10 @@ def test_compiles_without_a_break(backend):
     def step(x, mask):
         return spectral_filter(x * 2, mask, "half", None, (0.0, 1.0)).square().mean()
 
-    x, mask = uniform((2, 3, 12, 14), 3).requires_grad_(), uniform((12, 8), 4).requires_grad_()
+    x, mask = (
+        uniform((2, 3, 12, 14), 3, device=backend.device).requires_grad_(),
+        uniform((12, 8), 4, device=backend.device).requires_grad_(),
+    )
     expected = torch.autograd.grad(step(x, mask), (x, mask))
     compiled = torch.compile(step, backend="aot_eager", fullgraph=True)
     found = torch.autograd.grad(compiled(x, mask), (x, mask))
@@ -71,7 +74,7 @@ def test_compiles_without_a_break(backend):
 def test_compiles_with_dynamic_sizes(backend):
     fn = torch.compile(lambda x, m: spectral_filter(x, m), backend="aot_eager", fullgraph=True, dynamic=True)
     for size in ((8, 10), (9, 7), (28, 28)):
-        x, mask = uniform((2, 3, *size), 5), uniform(size, 6)
+        x, mask = uniform((2, 3, *size), 5, device=backend.device), uniform(size, 6, device=backend.device)
         assert torch.equal(fn(x, mask), spectral_filter(x, mask))
 
 
@@ -79,19 +82,19 @@ def test_exports(backend):
     class Filter(torch.nn.Module):
         def __init__(self):
             super().__init__()
-            self.register_buffer("mask", uniform((8, 10), 7))
+            self.register_buffer("mask", uniform((8, 10), 7, device=backend.device))
 
         def forward(self, x):
             return spectral_filter(x, self.mask, clip=(0.0, 1.0))
 
-    x = uniform((2, 3, 8, 10), 8)
+    x = uniform((2, 3, 8, 10), 8, device=backend.device)
     program = torch.export.export(Filter(), (x,))
     assert torch.equal(program.module()(x), Filter()(x))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=dtype_id)
 def test_autocast_changes_no_dtype(backend, dtype):
-    x, mask = uniform((2, 3, 8, 10), 9), uniform((8, 10), 10)
+    x, mask = uniform((2, 3, 8, 10), 9, device=backend.device), uniform((8, 10), 10, device=backend.device)
     with torch.autocast(backend.device, dtype=dtype):
         assert torch.equal(spectral_filter(x, mask), spectral_filter(x, mask))
         assert spectral_filter(x, mask).dtype == torch.float32
@@ -101,8 +104,8 @@ def test_autocast_changes_no_dtype(backend, dtype):
 
 @pytest.mark.parametrize("in_dims", [(0, None), (None, 0), (1, 0)], ids=str)
 def test_vmap(backend, in_dims):
-    x = uniform((2, 2, 3, 8, 10) if in_dims[0] is not None else (2, 3, 8, 10), 11)
-    mask = uniform((2, 8, 10) if in_dims[1] is not None else (8, 10), 12)
+    x = uniform((2, 2, 3, 8, 10) if in_dims[0] is not None else (2, 3, 8, 10), 11, device=backend.device)
+    mask = uniform((2, 8, 10) if in_dims[1] is not None else (8, 10), 12, device=backend.device)
     out = torch.func.vmap(spectral_filter, in_dims=in_dims)(x, mask)
     for i in range(2):
         one = x if in_dims[0] is None else x.select(in_dims[0], i)
@@ -110,9 +113,12 @@ def test_vmap(backend, in_dims):
 
 
 def test_batched_gradients(backend):
-    x, mask = uniform((1, 2, 6, 8), 13).requires_grad_(), uniform((6, 8), 14).requires_grad_()
+    x, mask = (
+        uniform((1, 2, 6, 8), 13, device=backend.device).requires_grad_(),
+        uniform((6, 8), 14, device=backend.device).requires_grad_(),
+    )
     out = spectral_filter(x, mask)
-    many = uniform((3, *out.shape), 15)
+    many = uniform((3, *out.shape), 15, device=backend.device)
     together = torch.autograd.grad(out, (x, mask), many, is_grads_batched=True, retain_graph=True)
     for i in range(3):
         apart = torch.autograd.grad(out, (x, mask), many[i], retain_graph=True)
@@ -170,27 +176,41 @@ WRONG = {
     ),
 }
 
+WRONG_VALUES = ("index beyond the table", "index below")
+
 
 @pytest.mark.parametrize("name", WRONG)
 def test_wrong_arguments(backend, name):
     args, error, message = WRONG[name]
+    if backend.name == "cuda" and name in WRONG_VALUES:
+        pytest.skip("the values of an index on a GPU are not looked at")
     with pytest.raises(error, match=message):
-        spectral_filter(*args)
+        spectral_filter(*on(backend.device, args))
 
 
 def test_unknown_keyword(backend):
     with pytest.raises(TypeError):
-        spectral_filter(X, M, padding=1)
+        spectral_filter(*on(backend.device, (X, M)), padding=1)
 
 
 def test_other_devices(backend):
-    with pytest.raises(RuntimeError, match="mask must be on meta, got cpu"):
-        spectral_filter(X.to("meta"), M)
+    with pytest.raises(RuntimeError, match=f"mask must be on meta, got {backend.device}"):
+        spectral_filter(X.to("meta"), M.to(backend.device))
 
 
 def test_wrong_gradients(backend):
     op = backend.op("spectral_filter_backward")
+    x, mask = on(backend.device, (X, M))
     with pytest.raises(RuntimeError, match=r"grad_out must have shape \(2, 3, 8, 10\)"):
-        op(X[:, :2].contiguous(), X, M, None, False, [], True, False)
+        op(x[:, :2].contiguous(), x, mask, None, False, [], True, False)
     with pytest.raises(RuntimeError, match="x must not be NULL where there is a clamp or grad_mask is wanted"):
-        op(X, None, M, None, False, [], False, True)
+        op(x, None, mask, None, False, [], False, True)
+
+
+@pytest.mark.parametrize("backend", [pytest.param("cuda", marks=pytest.mark.cuda)], indirect=True)
+@pytest.mark.parametrize("argument", ["mask", "index"])
+def test_mixed_devices(backend, argument):
+    call = {"x": X, "mask": M[None], "index": torch.tensor([0, -1])}
+    call = {name: value if name == argument else value.to(backend.device) for name, value in call.items()}
+    with pytest.raises(sturdy.ShapeError, match=f"{argument} must be on the device of x"):
+        spectral_filter(**call)
