@@ -48,6 +48,23 @@ for size in ((32, 32), (28, 31), (37, 22), (224, 224), (300, 299)):
         for color_fft in (False, True):
             amplitude_mix(x.detach(), index=index, strength=0.5, window=(9, 9), color_fft=color_fft)
         spectrum_accumulate(x.detach(), index, 2)
+from prime_support import normal, pixels
+from support import with_layout
+from sturdy.functional import filter2d, sine_warp, smooth_color, wave_add
+# Packed and ragged rows, several tiles, more waves and terms than are summed at a time; no pixels.
+for shape in ((2, 3, 20, 68), (1, 2, 70, 67), (3, 2, 0, 8)):
+    planes = shape[:2]
+    for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.uint8):
+        for layout in ("contiguous", "channels_last"):
+            x = with_layout(pixels(shape, dtype, "cuda"), layout).requires_grad_(dtype != torch.uint8)
+            kernel, terms = (normal((*planes, *rest), "cuda").requires_grad_() for rest in ((3, 3), (40,)))
+            amplitude, phase = (normal((*planes, 9), "cuda", seed).requires_grad_(seed == 3) for seed in (3, 4))
+            waves = normal((*planes, 9, 2), "cuda"), amplitude, phase
+            for clip in (None, (0, 1)):
+                for out in (wave_add(x, *waves, clip=clip), filter2d(x, kernel, clip), smooth_color(x, terms, clip)):
+                    out.backward(torch.ones_like(out))
+            for modes in (3, 9):
+                sine_warp(x.detach(), normal((shape[0], 2, modes, modes), "cuda"))
 torch.cuda.synchronize()
 """
 
