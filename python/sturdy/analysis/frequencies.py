@@ -141,13 +141,15 @@ class FrequencyRemover:
         Returns:
             ``(N, C, H, W)``, a new tensor, or ``images`` itself if nothing is left to remove.
         """
-        self._candidate = None  # whose memory, still in the cache, the next one can have
         fresh = self._fresh(cells)
         if len(fresh) == 0:
+            self._candidate = None
             return self.images
         bins, shares = self._shares(fresh)
         frequency, amplitude, phase = spectrum_waves(self._spectrum, bins, self.size)
-        taken = wave_add(self.images, frequency, amplitude * -shares.to(amplitude.device), phase)
+        amplitude = amplitude * -shares.to(amplitude.device)
+        self._candidate = None  # whose memory, still in the cache, the next one can have whole
+        taken = wave_add(self.images, frequency, amplitude, phase)
         self._candidate = (cells.clone(), taken)
         return taken
 
