@@ -79,7 +79,7 @@ class SymmetricMask {
 };
 
 template <typename M, typename T>
-void prepare_mask_of(const SpectralFilterPlan<T>& plan, int64_t at, T* to) {
+void prepare_strip_of(const SpectralFilterPlan<T>& plan, int64_t at, int64_t strip, T* to) {
   const SpectralFilterGeometry& g = plan.geometry;
   const FftPlanePlan<T>& p = plan.plane;
   const SymmetricMask<M> mask(static_cast<const M*>(plan.mask.data) + at, plan.mask, g);
@@ -88,15 +88,15 @@ void prepare_mask_of(const SpectralFilterPlan<T>& plan, int64_t at, T* to) {
   const double unscaled = 1 / (static_cast<double>(g.height) * static_cast<double>(g.width));
   const double real_scale = plan.small ? unscaled : 0.5 * unscaled;
   const double complex_scale = plan.small ? 2 * unscaled : 0.5 * unscaled;
-  for (int64_t row = 0; row < p.strips * p.lanes; row++) {
-    const int64_t k = p.frequencies[row];
+  for (int64_t lane = 0; lane < p.lanes; lane++) {
+    const int64_t k = p.frequencies[strip * p.lanes + lane];
     const double scale = k == 0 || 2 * k == g.height ? real_scale : complex_scale;
-    T* strip = to + row / p.lanes * g.width * p.lanes + row % p.lanes;
+    T* const column = to + strip * g.width * p.lanes + lane;
     for (int64_t l = 0; l < g.width; l++) {
-      strip[p.rows.places[l] * p.lanes] = static_cast<T>(mask(k, l) * scale);
+      column[p.rows.places[l] * p.lanes] = static_cast<T>(mask(k, l) * scale);
     }
   }
-  if (!p.packed) {
+  if (!p.packed || strip != 0) {
     return;
   }
   T* second = to + p.spectrum_size;
@@ -106,6 +106,24 @@ void prepare_mask_of(const SpectralFilterPlan<T>& plan, int64_t at, T* to) {
     const double zero = mask(0, l) * real_scale, half = mask(g.height / 2, l) * real_scale;
     to[place] = static_cast<T>(0.5 * (zero + half));
     second[place] = static_cast<T>(0.5 * (zero - half));
+  }
+}
+
+// One strip of mask `id`; `to` is the mask's.
+template <typename T>
+void prepare_strip(const SpectralFilterPlan<T>& plan, int64_t id, int64_t strip, T* to) {
+  const SpectralFilterGeometry& g = plan.geometry;
+  const int64_t entry = id / (g.many * g.mask_channels), t = id / g.mask_channels % g.many;
+  const int64_t at = entry * plan.mask.entry + t * plan.mask.filtered + id % g.mask_channels * plan.mask.channel;
+  switch (plan.mask.dtype) {
+    case DType::f64:
+      return prepare_strip_of<double>(plan, at, strip, to);
+    case DType::f16:
+      return prepare_strip_of<Half>(plan, at, strip, to);
+    case DType::bf16:
+      return prepare_strip_of<BFloat16>(plan, at, strip, to);
+    default:
+      return prepare_strip_of<float>(plan, at, strip, to);
   }
 }
 
@@ -146,10 +164,13 @@ Status set_up(SpectralFilterPlan<T>& plan, bool masks, const Threads& threads) {
   if (!masks) {
     return Status::ok;
   }
-  const int64_t grain = std::max<int64_t>(1, kTaskPixels / plan.mask_size);
-  return threads(plan.mask_count, grain, [&](int64_t begin, int64_t end) {
-    for (int64_t id = begin; id < end; id++) {
-      prepare_mask(plan, id, plan.masks + id * plan.mask_size);
+  // By strips, so that threads can share a single large mask.
+  const int64_t strips = plan.plane.strips;
+  const int64_t grain = std::max<int64_t>(1, kTaskPixels / (plan.mask_size / strips));
+  return threads(plan.mask_count * strips, grain, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; i++) {
+      const int64_t id = i / strips;
+      prepare_strip(plan, id, i % strips, plan.masks + id * plan.mask_size);
     }
   });
 }
@@ -231,18 +252,8 @@ Status run_backward(const SpectralFilterBackwardParams& params, const Threads& t
 
 template <typename T>
 void prepare_mask(const SpectralFilterPlan<T>& plan, int64_t id, T* to) {
-  const SpectralFilterGeometry& g = plan.geometry;
-  const int64_t entry = id / (g.many * g.mask_channels), t = id / g.mask_channels % g.many;
-  const int64_t at = entry * plan.mask.entry + t * plan.mask.filtered + id % g.mask_channels * plan.mask.channel;
-  switch (plan.mask.dtype) {
-    case DType::f64:
-      return prepare_mask_of<double>(plan, at, to);
-    case DType::f16:
-      return prepare_mask_of<Half>(plan, at, to);
-    case DType::bf16:
-      return prepare_mask_of<BFloat16>(plan, at, to);
-    default:
-      return prepare_mask_of<float>(plan, at, to);
+  for (int64_t strip = 0; strip < plan.plane.strips; strip++) {
+    prepare_strip(plan, id, strip, to);
   }
 }
 
