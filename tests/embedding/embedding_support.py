@@ -10,7 +10,10 @@ from pathlib import Path
 
 import pytest
 
+import sturdy
+
 ROOT = Path(__file__).resolve().parents[2]
+NO_CUDA = pytest.mark.skipif(sturdy.build_info()["cuda"] is not None, reason="this build has CUDA kernels")
 
 
 def program(name: str) -> str:

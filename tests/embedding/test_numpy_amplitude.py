@@ -10,7 +10,7 @@ import c_library
 import numpy as np
 import pytest
 from c_library import AmplitudeMixOptions, SpectrumAccumulateOptions
-from embedding_support import ROOT, run
+from embedding_support import NO_CUDA, ROOT, run
 
 import sturdy
 from sturdy.numpy import amplitude_mix, spectrum_accumulate
@@ -242,8 +242,8 @@ def test_c_refusals(library: ctypes.CDLL) -> None:
     assert np.isnan(sums).all()
 
 
+@NO_CUDA
 def test_a_gpu_is_refused_in_plain_words(library: ctypes.CDLL) -> None:
-    """This build has CPU kernels of the ops alone, whatever other ops have."""
     x, index = np.zeros((1, 1, 8, 8), "float32"), np.zeros(1, "int64")
     views = [c_library.view(a) for a in (x, index, x.copy())]
     for view in views:
