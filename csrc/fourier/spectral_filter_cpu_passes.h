@@ -3,6 +3,7 @@
 
 #include <cstring>
 
+#include "fourier/fft_kernels.h"
 #include "fourier/fft_plane.h"
 #include "fourier/spectral_filter_cpu_plan.h"
 #include "fourier/spectral_filter_cpu_small.h"
