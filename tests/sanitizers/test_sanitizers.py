@@ -26,7 +26,7 @@ def _program(name: str) -> str:
 
 def _run(*command: object, **options: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [str(part) for part in command], capture_output=True, text=True, timeout=900, check=False, **options
+        [str(part) for part in command], capture_output=True, text=True, timeout=1800, check=False, **options
     )
 
 
@@ -59,6 +59,8 @@ def package() -> Path:
             )
     for path in (ROOT / "python" / "sturdy").glob("*.py"):
         shutil.copy(path, folder / "sturdy")
+    numpy = folder / "sturdy" / "numpy"
+    shutil.copytree(ROOT / "python" / "sturdy" / "numpy", numpy, dirs_exist_ok=True)
     return folder
 
 
