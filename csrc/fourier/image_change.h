@@ -80,9 +80,9 @@ void check_written(Checker& check, const char* name, const sturdy_tensor* out, c
   }
 }
 
-// The output of a forward call: shape of x, its dtype or, for bytes, any floating one.
+// The output of a forward call: shape of x, whose name is given, its dtype or, for bytes, any floating one.
 template <size_t count>
-void check_image_out(Checker& check, const sturdy_tensor* out, const sturdy_tensor* x,
+void check_image_out(Checker& check, const sturdy_tensor* out, const char* name, const sturdy_tensor* x,
                      const std::pair<const char*, const sturdy_tensor*> (&inputs)[count]) {
   check.present("out", out);
   if (check.ok()) {
@@ -90,10 +90,10 @@ void check_image_out(Checker& check, const sturdy_tensor* out, const sturdy_tens
   }
   check.float_dtype("out", out);
   if (check.ok() && !is_bytes(*x)) {
-    check.same_dtype("out", out, "x", x);
+    check.same_dtype("out", out, name, x);
   }
   check.dense4("out", out);
-  check_written(check, "out", out, "x", x, inputs);
+  check_written(check, "out", out, name, x, inputs);
 }
 
 // Fills in what `infer` of such an op says of its output.

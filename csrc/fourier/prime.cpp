@@ -93,7 +93,7 @@ sturdy_status filter2d_forward(const sturdy_context* context, const sturdy_filte
   check_image(check, "x", x);
   check.image_dtype("x", x);
   p.kernel = check_kernel(check, kernel, "x", x);
-  check_image_out(check, out, x, {{"x", x}, {"kernel", kernel}});
+  check_image_out(check, out, "x", x, {{"x", x}, {"kernel", kernel}});
   if (!check.ok()) {
     return check.result();
   }
@@ -171,7 +171,7 @@ sturdy_status smooth_color_forward(const sturdy_context* context, const sturdy_s
   check.image_dtype("x", x);
   p.terms = check_terms(check, coefficients, first, "x", x);
   p.terms.clip = clip;
-  check_image_out(check, out, x, {{"x", x}, {"coefficients", coefficients}, {"first", first}});
+  check_image_out(check, out, "x", x, {{"x", x}, {"coefficients", coefficients}, {"first", first}});
   if (!check.ok()) {
     return check.result();
   }
@@ -237,7 +237,7 @@ sturdy_status sine_warp_forward(const sturdy_context* context, const sturdy_sine
   check_image(check, "x", x);
   check.image_dtype("x", x);
   p.coefficients = check_fields(check, coefficients, x);
-  check_image_out(check, out, x, {{"x", x}, {"coefficients", coefficients}});
+  check_image_out(check, out, "x", x, {{"x", x}, {"coefficients", coefficients}});
   if (!check.ok()) {
     return check.result();
   }

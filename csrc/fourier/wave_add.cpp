@@ -7,6 +7,7 @@
 
 #include "common/check.h"
 #include "common/error.h"
+#include "fourier/image_change.h"
 #include "sturdy/fourier.h"
 
 namespace sturdy {
@@ -16,18 +17,6 @@ constexpr const char* forward_name = "wave_add";
 constexpr const char* backward_name = "wave_add_backward";
 
 using Options = sturdy_wave_add_options;
-
-void check_options(Checker& check, const Options* options) {
-  check.options(options, options == nullptr ? 0 : options->struct_size, sizeof(Options),
-                options == nullptr ? 0 : options->flags & ~STURDY_WAVE_ADD_CLIP);
-  if (!check.ok() || (options->flags & STURDY_WAVE_ADD_CLIP) == 0) {
-    return;
-  }
-  if (!(options->low <= options->high)) {
-    check.fail(STURDY_EINVAL, "clip must be (low, high) with low <= high, got (" + std::to_string(options->low) + ", " +
-                                  std::to_string(options->high) + ")");
-  }
-}
 
 // One parameter tensor: (N or 1, C or 1, K) and, of the frequency, 2.
 WaveParameter check_parameter(Checker& check, const char* name, const sturdy_tensor* tensor, bool per_axis,
@@ -66,7 +55,7 @@ WaveParameter check_parameter(Checker& check, const char* name, const sturdy_ten
 Waves check_arguments(Checker& check, const Options* options, const char* sized_name, const sturdy_tensor* sized,
                       const sturdy_tensor* frequency, const sturdy_tensor* amplitude, const sturdy_tensor* phase) {
   Waves waves = {};
-  check_options(check, options);
+  const ImageClip clip = clip_of(check, options, STURDY_WAVE_ADD_CLIP);
   check.present(sized_name, sized);
   check.rank(sized_name, sized, 4, "(N, C, H, W)");
   check.present("frequency", frequency);
@@ -79,30 +68,14 @@ Waves check_arguments(Checker& check, const Options* options, const char* sized_
   waves.height = sized->shape[2];
   waves.width = sized->shape[3];
   waves.count = frequency->shape[2];
-  waves.clip = (options->flags & STURDY_WAVE_ADD_CLIP) != 0;
-  waves.low = options->low;
-  waves.high = options->high;
+  waves.clip = clip.on;
+  waves.low = clip.low;
+  waves.high = clip.high;
   waves.frequency = check_parameter(check, "frequency", frequency, true, sized, waves);
   waves.amplitude = check_parameter(check, "amplitude", amplitude, false, sized, waves);
   waves.phase = check_parameter(check, "phase", phase, false, sized, waves);
   return waves;
 }
-
-// Dtype, data and memory of an image that is written, which must lie apart from everything that is read.
-template <size_t count>
-void check_output(Checker& check, const char* name, const sturdy_tensor* out, const sturdy_tensor* like,
-                  const char* like_name, const std::pair<const char*, const sturdy_tensor*> (&inputs)[count]) {
-  check.same_device(name, out, like_name, like);
-  check.data(name, out);
-  for (const auto& [other_name, other] : inputs) {
-    if (other != nullptr) {
-      check.data(other_name, other);
-      check.separate(name, out, other_name, other);
-    }
-  }
-}
-
-bool is_bytes(const sturdy_tensor& tensor) { return tensor.dtype.code == STURDY_UINT; }
 
 sturdy_status forward(const sturdy_context* context, const Options* options, const sturdy_tensor* input,
                       const sturdy_tensor* frequency, const sturdy_tensor* amplitude, const sturdy_tensor* phase,
@@ -113,17 +86,8 @@ sturdy_status forward(const sturdy_context* context, const Options* options, con
   check.present("input", input);
   check.image_dtype("input", input);
   p.waves = check_arguments(check, options, "input", input, frequency, amplitude, phase);
-  check.present("out", out);
-  if (check.ok()) {
-    check.shape("out", out, {input->shape[0], input->shape[1], input->shape[2], input->shape[3]});
-  }
-  check.float_dtype("out", out);
-  if (check.ok() && !is_bytes(*input)) {
-    check.same_dtype("out", out, "input", input);
-  }
-  check.dense4("out", out);
-  check_output(check, "out", out, input, "input",
-               {{"input", input}, {"frequency", frequency}, {"amplitude", amplitude}, {"phase", phase}});
+  check_image_out(check, out, "input", input,
+                  {{"input", input}, {"frequency", frequency}, {"amplitude", amplitude}, {"phase", phase}});
   if (!check.ok()) {
     return check.result();
   }
@@ -166,7 +130,7 @@ sturdy_status backward(const sturdy_context* context, const Options* options, co
     check.shape("grad_input", grad_input, {p.waves.batch, p.waves.channels, p.waves.height, p.waves.width});
     check.same_dtype("grad_input", grad_input, "grad_out", grad_out);
     check.dense4("grad_input", grad_input);
-    check_output(check, "grad_input", grad_input, grad_out, "grad_out", inputs);
+    check_written(check, "grad_input", grad_input, "grad_out", grad_out, inputs);
   }
   if (grad_amplitude != nullptr) {
     check.present("grad_amplitude", grad_amplitude);
@@ -178,7 +142,7 @@ sturdy_status backward(const sturdy_context* context, const Options* options, co
     if (check.ok() && !is_contiguous(*grad_amplitude)) {
       check.fail(STURDY_EINVAL, "grad_amplitude must be contiguous");
     }
-    check_output(check, "grad_amplitude", grad_amplitude, grad_out, "grad_out", inputs);
+    check_written(check, "grad_amplitude", grad_amplitude, "grad_out", grad_out, inputs);
     if (grad_input != nullptr) {
       check.separate("grad_amplitude", grad_amplitude, "grad_input", grad_input);
     }
@@ -213,24 +177,7 @@ sturdy_status sturdy_wave_add_infer(const sturdy_wave_add_options* options, cons
     check.present("input", input);
     check.image_dtype("input", input);
     sturdy::check_arguments(check, options, "input", input, frequency, amplitude, phase);
-    if (check.ok() && (out == nullptr || out->shape == nullptr)) {
-      check.fail(STURDY_EINVAL, "out.shape must not be NULL");
-    }
-    if (!check.ok()) {
-      return check.result();
-    }
-    if (!sturdy::is_bytes(*input)) {
-      out->dtype = input->dtype;
-    } else if (out->dtype.bits == 0) {
-      out->dtype = {STURDY_FLOAT, 32, 1};
-    } else {
-      check.float_dtype("dtype", out);
-    }
-    out->ndim = 4;
-    out->device = input->device;
-    for (int dim = 0; dim < 4; ++dim) {
-      out->shape[dim] = input->shape[dim];
-    }
+    sturdy::infer_image_out(check, input, out);
     return check.result();
   });
 }
