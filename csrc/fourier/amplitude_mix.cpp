@@ -46,7 +46,7 @@ void check_partners(Checker& check, const Arguments& given, AmplitudeMixParams& 
     check.fail(STURDY_EINVAL, "index must say which images of x amplitudes are taken from where no other is given");
   }
   if (given.index != nullptr) {
-    check_integers_per_image(check, "index", given.index, p.batch, x);
+    check_integers_per_image(check, "index", given.index, p.batch, "x", x);
   } else if (check.ok() && p.others != 1) {
     check.size("other", given.other, 0, p.batch, "images (N) or 1, as there is no index");
   }

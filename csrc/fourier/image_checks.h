@@ -42,16 +42,16 @@ inline void check_clip(Checker& check, bool clip, double low, double high) {
   }
 }
 
-// (N,) int64 beside the images `x`.
+// (N,) int64 beside N images, on whose device it is.
 inline void check_integers_per_image(Checker& check, const char* name, const sturdy_tensor* tensor, int64_t batch,
-                                     const sturdy_tensor* x) {
+                                     const char* images_name, const sturdy_tensor* images) {
   check.present(name, tensor);
   check.rank(name, tensor, 1, "(N,)");
   if (check.ok() && !(tensor->dtype.code == STURDY_INT && tensor->dtype.bits == 64 && tensor->dtype.lanes == 1)) {
     check.fail(STURDY_ETYPE, std::string(name) + " must be int64");
   }
   check.size(name, tensor, 0, batch, "entries, one per image (N)");
-  check.same_device(name, tensor, "x", x);
+  check.same_device(name, tensor, images_name, images);
 }
 
 // -1 or below `count`, where the values are in memory that can be read here. `meaning` says what there are `count` of.

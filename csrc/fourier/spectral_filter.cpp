@@ -6,7 +6,7 @@
 
 #include "common/check.h"
 #include "common/error.h"
-#include "fourier/image.h"
+#include "fourier/image_checks.h"
 #include "sturdy/fourier.h"
 
 namespace sturdy {
@@ -16,8 +16,6 @@ constexpr const char* forward_name = "spectral_filter";
 constexpr const char* backward_name = "spectral_filter_backward";
 
 using Options = sturdy_spectral_filter_options;
-
-constexpr int64_t kMostRows = int64_t{1} << 24;  // beyond it squares of sizes would not fit in 64 bits
 
 // What an image argument says about the call: sizes, and the tensor whose dtype and device are the others'.
 struct Images {
@@ -39,28 +37,14 @@ std::string shape_text(const sturdy_tensor& tensor) {
 void check_options(Checker& check, const Options* options) {
   check.options(options, options == nullptr ? 0 : options->struct_size, sizeof(Options),
                 options == nullptr ? 0 : options->flags & ~(STURDY_SPECTRAL_FILTER_CLIP | STURDY_SPECTRAL_FILTER_HALF));
-  if (check.ok() && (options->flags & STURDY_SPECTRAL_FILTER_CLIP) != 0 && !(options->low <= options->high)) {
-    check.fail(STURDY_EINVAL, "clip must be (low, high) with low <= high, got (" + std::to_string(options->low) + ", " +
-                                  std::to_string(options->high) + ")");
+  if (check.ok()) {
+    check_clip(check, (options->flags & STURDY_SPECTRAL_FILTER_CLIP) != 0, options->low, options->high);
   }
 }
 
 Images check_images(Checker& check, const char* name, const sturdy_tensor* tensor) {
-  Images images = {};
-  check.present(name, tensor);
-  check.rank(name, tensor, 4, "(N, C, H, W)");
-  check.float_dtype(name, tensor);
-  if (!check.ok()) {
-    return images;
-  }
-  images = {tensor->shape[0], tensor->shape[1], tensor->shape[2], tensor->shape[3], name, tensor};
-  check.value("image height", images.height >= 1, "be at least 1", images.height);
-  check.value("image width", images.width >= 1, "be at least 1", images.width);
-  if (check.ok() && (images.height > kMostRows || images.width > kMostRows)) {
-    check.fail(STURDY_EUNSUPPORTED, std::string(name) + " must have at most " + std::to_string(kMostRows) +
-                                        " rows and columns, got " + pair_text(images.height, images.width));
-  }
-  return images;
+  const ImageSizes sizes = check_image_with_pixels(check, name, tensor);
+  return {sizes.batch, sizes.channels, sizes.height, sizes.width, name, tensor};
 }
 
 // One leading dimension of the mask: 1, or what the images have.
@@ -108,12 +92,7 @@ void check_mask(Checker& check, const Options* options, const Images& images, co
       check.fail(STURDY_EINVAL, "mask must be a table (T, H, W) or (T, C or 1, H, W) where index is given, got shape " +
                                     shape_text(*mask));
     }
-    check.rank("index", index, 1, "(N,)");
-    if (check.ok() && !(index->dtype.code == STURDY_INT && index->dtype.bits == 64 && index->dtype.lanes == 1)) {
-      check.fail(STURDY_ETYPE, "index must be int64");
-    }
-    check.size("index", index, 0, g.batch, "entries, one per image (N)");
-    check.same_device("index", index, images.name, images.tensor);
+    check_integers_per_image(check, "index", index, g.batch, images.name, images.tensor);
   }
   if (!check.ok()) {
     return;
@@ -191,23 +170,7 @@ void check_index_values(Checker& check, const sturdy_tensor* index, SpectralFilt
   }
   g.index = static_cast<const int64_t*>(data_of(*index));
   g.index_stride = stride_of(*index, 0);
-  for (int64_t n = 0; n < g.batch && index->device.device_type == STURDY_CPU; ++n) {
-    const int64_t entry = g.index[n * g.index_stride];
-    if (entry < -1 || entry >= g.mask_entries) {
-      check.fail(STURDY_EINVAL, "index must be -1 or an entry of the mask table, 0 to " +
-                                    std::to_string(g.mask_entries - 1) + ", got " + std::to_string(entry) +
-                                    " for image " + std::to_string(n));
-      return;
-    }
-  }
-}
-
-void check_workspace(Checker& check, const sturdy_context* context, size_t wanted) {
-  const size_t got = context == nullptr || context->workspace == nullptr ? 0 : context->workspace_bytes;
-  if (got < wanted) {
-    check.fail(STURDY_ENOMEM,
-               "workspace must have at least " + std::to_string(wanted) + " bytes, got " + std::to_string(got));
-  }
+  check_values_per_image(check, "index", index, g.mask_entries, "an entry of the mask table");
 }
 
 void* workspace_of(const sturdy_context* context) { return context == nullptr ? nullptr : context->workspace; }
@@ -272,7 +235,7 @@ sturdy_status forward(const sturdy_context* context, const Options* options, con
   p.x = planes_of(x);
   p.out = planes_of(out);
   if (image_is_on_cuda(*x)) {
-    check_workspace(check, context, cuda::spectral_filter_workspace(p.geometry));
+    check_workspace_of(check, context, cuda::spectral_filter_workspace(p.geometry));
     return check.ok() ? report(forward_name, cuda::spectral_filter(p, workspace_of(context),
                                                                    context == nullptr ? nullptr : context->stream))
                       : check.result();
@@ -360,7 +323,7 @@ sturdy_status backward(const sturdy_context* context, const Options* options, co
     p.grad_mask.entry = p.grad_mask.filtered * g.many;
   }
   if (image_is_on_cuda(*grad_out)) {
-    check_workspace(check, context, cuda::spectral_filter_backward_workspace(g, grad_mask != nullptr));
+    check_workspace_of(check, context, cuda::spectral_filter_backward_workspace(g, grad_mask != nullptr));
     return check.ok()
                ? report(backward_name, cuda::spectral_filter_backward(p, workspace_of(context),
                                                                       context == nullptr ? nullptr : context->stream))

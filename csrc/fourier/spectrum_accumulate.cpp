@@ -25,7 +25,7 @@ SpectrumAccumulateParams check_arguments(Checker& check, const Options* options,
   }
   check.value("groups", options->groups >= 0, "be at least 0", options->groups);
   check.value("power", options->power == 1 || options->power == 2, "be 1 or 2", options->power);
-  check_integers_per_image(check, "group", group, sizes.batch, x);
+  check_integers_per_image(check, "group", group, sizes.batch, "x", x);
   if (!check.ok()) {
     return p;
   }
