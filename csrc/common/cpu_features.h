@@ -19,6 +19,16 @@ enum class Isa { portable, avx2, avx512 };
 // The vectors: the best that was built and that this machine has, or lower if STURDY_ISA says so.
 Isa cpu_isa();
 
+// A call in the namespace of cpu_isa(), of a function that is compiled once for each instruction set.
+#if defined(__x86_64__)
+#define STURDY_ON_CPU_ISA(call)                                \
+  (::sturdy::cpu_isa() == ::sturdy::Isa::avx512 ? avx512::call \
+   : ::sturdy::cpu_isa() == ::sturdy::Isa::avx2 ? avx2::call   \
+                                                : portable::call)
+#else
+#define STURDY_ON_CPU_ISA(call) portable::call
+#endif
+
 // What multiplies bfloat16 matrices, beside the vectors, which do it in float. More than `none` only where cpu_isa()
 // is avx512.
 enum class Bf16Isa { none, avx512_bf16, amx };

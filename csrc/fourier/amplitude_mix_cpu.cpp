@@ -18,30 +18,12 @@ const AmplitudeMixKernels<T>& kernels(DType dtype);
 
 template <>
 const AmplitudeMixKernels<float>& kernels<float>(DType dtype) {
-  switch (cpu_isa()) {
-#if defined(__x86_64__)
-    case Isa::avx512:
-      return avx512::amplitude_mix_kernels(dtype);
-    case Isa::avx2:
-      return avx2::amplitude_mix_kernels(dtype);
-#endif
-    default:
-      return portable::amplitude_mix_kernels(dtype);
-  }
+  return STURDY_ON_CPU_ISA(amplitude_mix_kernels(dtype));
 }
 
 template <>
 const AmplitudeMixKernels<double>& kernels<double>(DType /*dtype*/) {
-  switch (cpu_isa()) {
-#if defined(__x86_64__)
-    case Isa::avx512:
-      return avx512::amplitude_mix_kernels_f64();
-    case Isa::avx2:
-      return avx2::amplitude_mix_kernels_f64();
-#endif
-    default:
-      return portable::amplitude_mix_kernels_f64();
-  }
+  return STURDY_ON_CPU_ISA(amplitude_mix_kernels_f64());
 }
 
 // All images, each followed by its partner where that has not come before. `seen` is memory for the work.

@@ -17,29 +17,6 @@ constexpr int64_t kUnitsWanted = 32;               // enough for any machine's t
 constexpr int64_t kMostPixels = int64_t{1} << 30;  // of a plane that is sampled: offsets in it are 32-bit
 constexpr double kPi = 3.14159265358979323846;
 
-using Fill = void (*)(DType dtype, bool input_is_bytes, PrimeKernels& kernels);
-
-PrimeKernels pick([[maybe_unused]] Fill avx512_fill, [[maybe_unused]] Fill avx2_fill, Fill portable_fill, DType dtype,
-                  bool input_is_bytes) {
-  PrimeKernels kernels = {};
-  Fill fill = portable_fill;
-#if defined(__x86_64__)
-  if (cpu_isa() == Isa::avx512) {
-    fill = avx512_fill;
-  } else if (cpu_isa() == Isa::avx2) {
-    fill = avx2_fill;
-  }
-#endif
-  fill(dtype, input_is_bytes, kernels);
-  return kernels;
-}
-
-#if defined(__x86_64__)
-#define STURDY_PICK(fill, dtype, bytes) pick(avx512::fill, avx2::fill, portable::fill, dtype, bytes)
-#else
-#define STURDY_PICK(fill, dtype, bytes) pick(nullptr, nullptr, portable::fill, dtype, bytes)
-#endif
-
 // Channels of an image that lie side by side belong to one unit: others would share its cache lines.
 ImageCut make_cut(const ImageToImage& image, bool all_channels, int64_t least_rows) {
   const ImageSizes& s = image.sizes;
@@ -113,28 +90,32 @@ WarpTables make_tables(const SineWarpParams& p) {
 }  // namespace
 
 Status filter2d(const Filter2dParams& params, const Threads& threads) {
-  const PrimeKernels kernels = STURDY_PICK(fill_filter2d, params.image.dtype, params.image.input_is_bytes);
+  PrimeKernels kernels = {};
+  STURDY_ON_CPU_ISA(fill_filter2d(params.image.dtype, params.image.input_is_bytes, kernels));
   const ImageCut cut = make_cut(params.image, false, 8);
   return threads(cut.units(params.image.sizes.batch), grain_of(params.image.sizes, cut),
                  [&](int64_t begin, int64_t end) { kernels.filter2d(params, cut, begin, end); });
 }
 
 Status filter2d_backward(const Filter2dBackwardParams& params, const Threads& threads) {
-  const PrimeKernels kernels = STURDY_PICK(fill_filter2d, params.image.dtype, params.image.input_is_bytes);
+  PrimeKernels kernels = {};
+  STURDY_ON_CPU_ISA(fill_filter2d(params.image.dtype, params.image.input_is_bytes, kernels));
   const ImageSizes& s = params.image.sizes;
   return threads(s.batch * s.channels, std::max<int64_t>(kTaskPixels / std::max<int64_t>(s.height * s.width, 1), 1),
                  [&](int64_t begin, int64_t end) { kernels.filter2d_backward(params, begin, end); });
 }
 
 Status smooth_color(const SmoothColorParams& params, const Threads& threads) {
-  const PrimeKernels kernels = STURDY_PICK(fill_smooth_color, params.image.dtype, params.image.input_is_bytes);
+  PrimeKernels kernels = {};
+  STURDY_ON_CPU_ISA(fill_smooth_color(params.image.dtype, params.image.input_is_bytes, kernels));
   const ImageCut cut = make_cut(params.image, false, params.image.input_is_bytes ? 64 : 8);
   return threads(cut.units(params.image.sizes.batch), 1,
                  [&](int64_t begin, int64_t end) { kernels.smooth_color(params, cut, begin, end); });
 }
 
 Status smooth_color_backward(const SmoothColorBackwardParams& params, const Threads& threads) {
-  const PrimeKernels kernels = STURDY_PICK(fill_smooth_color, params.image.dtype, params.image.input_is_bytes);
+  PrimeKernels kernels = {};
+  STURDY_ON_CPU_ISA(fill_smooth_color(params.image.dtype, params.image.input_is_bytes, kernels));
   return threads(params.image.sizes.batch * params.image.sizes.channels, 1,
                  [&](int64_t begin, int64_t end) { kernels.smooth_color_backward(params, begin, end); });
 }
@@ -144,7 +125,8 @@ Status sine_warp(const SineWarpParams& params, const Threads& threads) {
   if (sizes.height > kMostPixels / sizes.width) {
     return Status::unsupported_size;
   }
-  const PrimeKernels kernels = STURDY_PICK(fill_sine_warp, params.image.dtype, params.image.input_is_bytes);
+  PrimeKernels kernels = {};
+  STURDY_ON_CPU_ISA(fill_sine_warp(params.image.dtype, params.image.input_is_bytes, kernels));
   const WarpTables tables = params.image.dtype == DType::f64 ? make_tables<double>(params) : make_tables<float>(params);
   const ImageCut cut = make_cut(params.image, true, 4 * kWarpRows);
   const Status status = threads(cut.units(params.image.sizes.batch), 1, [&](int64_t begin, int64_t end) {

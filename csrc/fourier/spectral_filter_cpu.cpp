@@ -23,30 +23,12 @@ const SpectralFilterKernels<T>& kernels(DType dtype);
 
 template <>
 const SpectralFilterKernels<float>& kernels<float>(DType dtype) {
-  switch (cpu_isa()) {
-#if defined(__x86_64__)
-    case Isa::avx512:
-      return avx512::spectral_filter_kernels(dtype);
-    case Isa::avx2:
-      return avx2::spectral_filter_kernels(dtype);
-#endif
-    default:
-      return portable::spectral_filter_kernels(dtype);
-  }
+  return STURDY_ON_CPU_ISA(spectral_filter_kernels(dtype));
 }
 
 template <>
 const SpectralFilterKernels<double>& kernels<double>(DType /*dtype*/) {
-  switch (cpu_isa()) {
-#if defined(__x86_64__)
-    case Isa::avx512:
-      return avx512::spectral_filter_kernels_f64();
-    case Isa::avx2:
-      return avx2::spectral_filter_kernels_f64();
-#endif
-    default:
-      return portable::spectral_filter_kernels_f64();
-  }
+  return STURDY_ON_CPU_ISA(spectral_filter_kernels_f64());
 }
 
 // A mask as given, read as the symmetric mask that it stands for: the mean of the values at (k, l) and (-k, -l).

@@ -19,30 +19,12 @@ const SpectrumAccumulateKernels<T>& kernels(DType dtype);
 
 template <>
 const SpectrumAccumulateKernels<float>& kernels<float>(DType dtype) {
-  switch (cpu_isa()) {
-#if defined(__x86_64__)
-    case Isa::avx512:
-      return avx512::spectrum_accumulate_kernels(dtype);
-    case Isa::avx2:
-      return avx2::spectrum_accumulate_kernels(dtype);
-#endif
-    default:
-      return portable::spectrum_accumulate_kernels(dtype);
-  }
+  return STURDY_ON_CPU_ISA(spectrum_accumulate_kernels(dtype));
 }
 
 template <>
 const SpectrumAccumulateKernels<double>& kernels<double>(DType /*dtype*/) {
-  switch (cpu_isa()) {
-#if defined(__x86_64__)
-    case Isa::avx512:
-      return avx512::spectrum_accumulate_kernels_f64();
-    case Isa::avx2:
-      return avx2::spectrum_accumulate_kernels_f64();
-#endif
-    default:
-      return portable::spectrum_accumulate_kernels_f64();
-  }
+  return STURDY_ON_CPU_ISA(spectrum_accumulate_kernels_f64());
 }
 
 // Images by group, those of a group in their order.

@@ -17,16 +17,7 @@ constexpr int64_t kLeastBandRows = 32;  // each band computes sines for all colu
 constexpr int64_t kStreamBytes = int64_t{16} << 20;
 
 const WaveAddKernels& kernels(DType dtype, bool input_is_bytes) {
-  switch (cpu_isa()) {
-#if defined(__x86_64__)
-    case Isa::avx512:
-      return avx512::wave_add_kernels(dtype, input_is_bytes);
-    case Isa::avx2:
-      return avx2::wave_add_kernels(dtype, input_is_bytes);
-#endif
-    default:
-      return portable::wave_add_kernels(dtype, input_is_bytes);
-  }
+  return STURDY_ON_CPU_ISA(wave_add_kernels(dtype, input_is_bytes));
 }
 
 WaveAddCut make_cut(const Waves& waves, bool merged, bool whole_planes) {

@@ -22,18 +22,7 @@ constexpr int64_t kPartialBytes = int64_t{32} << 20;   // of partial filter grad
 constexpr int64_t kSummedChannels = 4;                 // of input: the sums of a panel are fewer than its planes then
 constexpr int64_t kGradientBytes = int64_t{32} << 20;  // of output gradients held for the gradient of input
 
-const PushPullKernels& kernels(DType dtype) {
-  switch (cpu_isa()) {
-#if defined(__x86_64__)
-    case Isa::avx512:
-      return avx512::push_pull_kernels(dtype);
-    case Isa::avx2:
-      return avx2::push_pull_kernels(dtype);
-#endif
-    default:
-      return portable::push_pull_kernels(dtype);
-  }
-}
+const PushPullKernels& kernels(DType dtype) { return STURDY_ON_CPU_ISA(push_pull_kernels(dtype)); }
 
 // Where channel `channel` stands in the arrays of whole panels.
 int64_t panel_position(const PushPullPlan& plan, int64_t channel) {

@@ -146,18 +146,7 @@ void fill_winograd(WinogradPlan& plan, const ChannelView& inhibition, const Chan
   }
 }
 
-const WinogradKernels& winograd_kernels(DType dtype) {
-  switch (cpu_isa()) {
-#if defined(__x86_64__)
-    case Isa::avx512:
-      return avx512::winograd_kernels(dtype);
-    case Isa::avx2:
-      return avx2::winograd_kernels(dtype);
-#endif
-    default:
-      return portable::winograd_kernels(dtype);
-  }
-}
+const WinogradKernels& winograd_kernels(DType dtype) { return STURDY_ON_CPU_ISA(winograd_kernels(dtype)); }
 
 bool winograd_gains(const PushPullGeometry& g) {
   const bool empty = g.batch * g.in_channels * g.out_channels * g.out_h * g.out_w * g.kernel_h * g.kernel_w == 0;

@@ -25,18 +25,7 @@ constexpr int64_t kCachedFilterBytes = int64_t{256} << 10;
 constexpr int64_t kTilesPerImage = 16;
 constexpr int64_t kTilesPerLargeImage = 64;
 
-const WinogradBackwardKernels& kernels(DType dtype) {
-  switch (cpu_isa()) {
-#if defined(__x86_64__)
-    case Isa::avx512:
-      return avx512::winograd_backward_kernels(dtype);
-    case Isa::avx2:
-      return avx2::winograd_backward_kernels(dtype);
-#endif
-    default:
-      return portable::winograd_backward_kernels(dtype);
-  }
-}
+const WinogradBackwardKernels& kernels(DType dtype) { return STURDY_ON_CPU_ISA(winograd_backward_kernels(dtype)); }
 
 WinogradBackwardPlan make_plan(const PushPullGeometry& g, int64_t lanes, int64_t filter_block) {
   WinogradBackwardPlan plan{};
