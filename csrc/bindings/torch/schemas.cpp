@@ -39,4 +39,21 @@ STURDY_TORCH_LIBRARY(STURDY_TORCH_NAMESPACE, m) {
       "smooth_color_backward(Tensor grad_out, Tensor x, Tensor coefficients, Tensor? first, float[] clip, bool need_x, "
       "bool need_coefficients) -> (Tensor grad_x, Tensor grad_coefficients)");
   m.def("sine_warp(Tensor x, Tensor coefficients, ScalarType? dtype) -> Tensor");
+
+  // cast: padding is (B, N), true where there is no token; a temperature of 0 means its default
+  m.def(
+      "cast_affinity(Tensor q, Tensor k, Tensor surrogates, Tensor phi, Tensor? padding, float tau_g, bool allow_tf32) "
+      "-> Tensor");
+  m.def(
+      "cast_cluster(Tensor affinity, Tensor? padding, int cluster_size, bool single_assignment) -> (Tensor index, "
+      "Tensor counts, Tensor assignment)");
+  m.def(
+      "cast_attention(Tensor q, Tensor k, Tensor v, Tensor surrogates, Tensor phi, Tensor index, Tensor? padding, "
+      "Tensor? seed, float tau, float tau_q, float tau_k, float dropout, bool disjoint, bool allow_tf32, bool keep) -> "
+      "(Tensor out, Tensor intra, Tensor summaries, Tensor lse_intra, Tensor lse_summary, Tensor lse_mix)");
+  m.def(
+      "cast_attention_backward(Tensor grad_out, Tensor q, Tensor k, Tensor v, Tensor surrogates, Tensor phi, Tensor "
+      "index, Tensor? padding, Tensor? seed, Tensor out, Tensor intra, Tensor summaries, Tensor lse_intra, Tensor "
+      "lse_summary, Tensor lse_mix, float tau, float tau_q, float tau_k, float dropout, bool disjoint, bool "
+      "allow_tf32) -> (Tensor grad_q, Tensor grad_k, Tensor grad_v, Tensor grad_surrogates, Tensor grad_phi)");
 }
