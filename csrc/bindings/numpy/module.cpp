@@ -3,6 +3,7 @@
 
 #include <string>
 
+#include "cast.h"
 #include "error.h"
 #include "fourier.h"
 #include "pushpull.h"
@@ -18,6 +19,7 @@ PYBIND11_MODULE(_numpy, m, py::mod_gil_not_used()) {
   }
   sturdy::numpy_binding::register_exceptions();
   sturdy::numpy_binding::define_amplitude_mix(m);
+  sturdy::numpy_binding::define_cast(m);
   sturdy::numpy_binding::define_prime(m);
   sturdy::numpy_binding::define_pushpull(m);
   sturdy::numpy_binding::define_spectral_filter(m);

@@ -26,6 +26,15 @@ if importlib.util.find_spec("sturdy._numpy") is None:
     )
 from sturdy.numpy._arguments import Array, SupportsDLPack  # noqa: E402  (the two checks come first)
 from sturdy.numpy.amplitude import amplitude_mix  # noqa: E402
+from sturdy.numpy.cast import (  # noqa: E402
+    CASTClusters,
+    CASTGradients,
+    CASTKept,
+    cast_affinity,
+    cast_attention,
+    cast_attention_backward,
+    cast_cluster,
+)
 from sturdy.numpy.prime import (  # noqa: E402
     Filter2dGradients,
     SmoothColorGradients,
@@ -46,6 +55,9 @@ from sturdy.numpy.waves import WaveAddGradients, wave_add, wave_add_backward  # 
 
 __all__ = [
     "Array",
+    "CASTClusters",
+    "CASTGradients",
+    "CASTKept",
     "Filter2dGradients",
     "PushPullConv2dGradients",
     "SmoothColorGradients",
@@ -53,6 +65,10 @@ __all__ = [
     "SupportsDLPack",
     "WaveAddGradients",
     "amplitude_mix",
+    "cast_affinity",
+    "cast_attention",
+    "cast_attention_backward",
+    "cast_cluster",
     "filter2d",
     "filter2d_backward",
     "push_pull_conv2d",
