@@ -64,7 +64,7 @@ def composite_affinity(
 def composite_cluster(
     affinity: Tensor, padding: Tensor | None = None, cluster_size: int = 0, single_assignment: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Which tokens each cluster takes, the same to the last token as the kernels: :func:`sturdy.functional.cast_cluster`.
+    """Which tokens each cluster takes: :func:`sturdy.functional.cast_cluster`, to the last token.
 
     Args:
         affinity: ``(B, N, C)``.
@@ -73,8 +73,8 @@ def composite_cluster(
         single_assignment: SA Top-K in place of Top-K.
 
     Returns:
-        index ``(B, C, kappa)``, counts ``(B, C)`` and assignment, ``(B, N)`` or empty without ``single_assignment``; all
-        int32.
+        index ``(B, C, kappa)``, counts ``(B, C)`` and assignment, ``(B, N)`` or empty without ``single_assignment``;
+        all int32.
     """
     batch, tokens, clusters = affinity.shape
     slots = min(cluster_size or -(-tokens // clusters), tokens)
@@ -111,8 +111,8 @@ def _top_k(score: Tensor, there: Tensor, slots: int) -> tuple[Tensor, Tensor]:
 def _single_assignment(score: Tensor, there: Tensor, cluster_size: int, slots: int) -> tuple[Tensor, Tensor, Tensor]:
     """Deferred acceptance: all tokens ask their best cluster, which keeps the best of those who ask; repeat.
 
-    Both sides rank pairs in the one order of all pairs, so the stable matching is the only one, and is what going through
-    the pairs one by one finds.
+    Both sides rank pairs in the one order of all pairs, so there is one stable matching: what going through the pairs
+    one by one finds.
     """
     batch, tokens, clusters = score.shape
     device = score.device
