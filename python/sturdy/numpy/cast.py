@@ -20,7 +20,7 @@ class CASTClusters(NamedTuple):
         method: ``"topk"`` or ``"sa_topk"``.
     """
 
-    index: Any
+    index: Any  # type: ignore[assignment]  # tuple has a method of that name
     counts: Any
     assignment: Any | None
     method: str
@@ -110,7 +110,8 @@ def cast_cluster(
     size = 0 if cluster_size is None else integer(op, "cluster_size", cluster_size)
     if cluster_size is not None and size < 1:
         raise ValueError(f"{op}: cluster_size must be at least 1, got {size}")
-    return CASTClusters(*_numpy.cast_cluster(affinity, size, _is_single(op, method), padding), method)
+    index, counts, assignment = _numpy.cast_cluster(affinity, size, _is_single(op, method), padding)
+    return CASTClusters(index, counts, assignment, method)
 
 
 def cast_attention(
