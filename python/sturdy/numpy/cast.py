@@ -20,7 +20,7 @@ class CASTClusters(NamedTuple):
         method: ``"topk"`` or ``"sa_topk"``.
     """
 
-    index: Any  # type: ignore[assignment]  # tuple has a method of that name
+    index: Any
     counts: Any
     assignment: Any | None
     method: str
