@@ -49,7 +49,7 @@ simt: $(STAMP)
 	  -DSTURDY_WITH_CUDA=OFF -DSTURDY_WITH_NUMPY=OFF -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python -DCMAKE_BUILD_TYPE=Release \
 	  > build-simt.log 2>&1 || (cat build-simt.log; exit 1)
 	@rm -f build-simt.log
-	$(BIN)/cmake --build build/simt
+	$(BIN)/cmake --build build/simt --target sturdy_test_libraries
 
 $(STAMP): requirements/ci.txt requirements/tools.txt
 	$(PYTHON) -m venv $(VENV)

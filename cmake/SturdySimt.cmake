@@ -21,19 +21,20 @@ set(STURDY_SIMT_FLAGS -O2 -g1 -fno-strict-aliasing -fstack-clash-protection -Wal
 
 # sturdy_add_simt_library(<name> NAMESPACE <torch namespace> EXECUTOR <sources> [KERNEL_FLAGS <flags>])
 #
-# The whole core, the CUDA kernels compiled for the CPU, and the torch binding under a namespace of its own.
+# The core but for its CPU kernels, the CUDA kernels compiled for the CPU, and the torch binding under a namespace of its
+# own.
 # Must be called in the folder whose source properties say that .cu files are C++ here.
 function(sturdy_add_simt_library name)
   cmake_parse_arguments(simt "" "NAMESPACE" "EXECUTOR;KERNEL_FLAGS" ${ARGN})
-  list(TRANSFORM STURDY_CORE_SOURCES PREPEND ${PROJECT_SOURCE_DIR}/ OUTPUT_VARIABLE core)
+  set(core ${STURDY_CORE_SOURCES})
+  list(FILTER core EXCLUDE REGEX "_cpu(_[a-z0-9_]+)?\\.cpp$|/gemm\\.cpp$")
+  list(TRANSFORM core PREPEND ${PROJECT_SOURCE_DIR}/)
   list(TRANSFORM STURDY_CUDA_SOURCES PREPEND ${PROJECT_SOURCE_DIR}/ OUTPUT_VARIABLE kernels)
   set_source_files_properties(${kernels} PROPERTIES LANGUAGE CXX)
   add_library(${name}_kernels OBJECT ${kernels})
   target_compile_options(${name}_kernels PRIVATE -x c++ ${simt_KERNEL_FLAGS})
-  add_library(${name} SHARED ${core} ${STURDY_TORCH_SOURCES} ${simt_EXECUTOR} $<TARGET_OBJECTS:${name}_kernels>)
-  foreach(isa IN LISTS STURDY_ISAS STURDY_BF16_ISAS)
-    target_sources(${name} PRIVATE $<TARGET_OBJECTS:sturdy_core_${isa}>)
-  endforeach()
+  add_library(${name} SHARED ${core} no_cpu_kernels.cpp ${STURDY_TORCH_SOURCES} ${simt_EXECUTOR}
+                             $<TARGET_OBJECTS:${name}_kernels>)
   foreach(target ${name} ${name}_kernels)
     target_compile_definitions(${target} PRIVATE STURDY_SIMT STURDY_TORCH_NAMESPACE=${simt_NAMESPACE})
     target_compile_options(${target} PRIVATE ${STURDY_SIMT_FLAGS})
@@ -45,6 +46,6 @@ function(sturdy_add_simt_library name)
   endforeach()
   target_link_libraries(${name} PRIVATE sturdy_options sturdy_stable_torch Threads::Threads ${CMAKE_DL_LIBS})
   # Its own copies of everything, whatever else of ours the process has loaded.
-  target_link_options(${name} PRIVATE -Wl,-Bsymbolic -Wl,--version-script=${PROJECT_SOURCE_DIR}/csrc/sturdy.map)
+  target_link_options(${name} PRIVATE -Wl,-Bsymbolic -Wl,-z,defs -Wl,--version-script=${PROJECT_SOURCE_DIR}/csrc/sturdy.map)
   set_target_properties(${name} PROPERTIES LIBRARY_OUTPUT_DIRECTORY ${PROJECT_BINARY_DIR})
 endfunction()
