@@ -14,7 +14,15 @@ from sturdy._load import library_path
 OK, EINVAL, ETYPE, EUNSUPPORTED, ENOMEM, ECUDA, EINTERNAL = range(7)
 CPU, CUDA = 1, 2
 CHANNEL_RANGE = 1  # a flag of the options
-CODES = {"float16": (2, 16), "float32": (2, 32), "float64": (2, 64), "int64": (0, 64), "uint8": (1, 8), "bool": (6, 8)}
+CODES = {
+    "float16": (2, 16),
+    "float32": (2, 32),
+    "float64": (2, 64),
+    "int64": (0, 64),
+    "int32": (0, 32),
+    "uint8": (1, 8),
+    "bool": (6, 8),
+}
 
 
 class Device(ctypes.Structure):
@@ -85,6 +93,25 @@ class SineWarpOptions(ctypes.Structure):
     _fields_ = [("struct_size", c_uint32), ("flags", c_uint32)]
 
 
+class CastAffinityOptions(ctypes.Structure):
+    _fields_ = [("struct_size", c_uint32), ("flags", c_uint32), ("tau_g", c_double)]
+
+
+class CastClusterOptions(ctypes.Structure):
+    _fields_ = [("struct_size", c_uint32), ("flags", c_uint32), ("method", c_int32), ("cluster_size", c_int64)]
+
+
+class CastAttentionOptions(ctypes.Structure):
+    _fields_ = [
+        ("struct_size", c_uint32),
+        ("flags", c_uint32),
+        ("tau", c_double),
+        ("tau_q", c_double),
+        ("tau_k", c_double),
+        ("dropout", c_double),
+    ]
+
+
 BODY = ctypes.CFUNCTYPE(None, pointer, c_int64, c_int64)
 PARALLEL_FOR = ctypes.CFUNCTYPE(None, pointer, c_int64, c_int64, BODY, pointer)
 
@@ -109,6 +136,9 @@ SUM_OPTIONS = POINTER(SpectrumAccumulateOptions)
 FILTER2D_OPTIONS = POINTER(Filter2dOptions)
 SMOOTH_COLOR_OPTIONS = POINTER(SmoothColorOptions)
 SINE_WARP_OPTIONS = POINTER(SineWarpOptions)
+AFFINITY_OPTIONS = POINTER(CastAffinityOptions)
+CLUSTER_OPTIONS = POINTER(CastClusterOptions)
+ATTENTION_OPTIONS = POINTER(CastAttentionOptions)
 SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "sturdy_abi_version": (c_uint32, []),
     "sturdy_version": (c_char_p, []),
@@ -149,6 +179,17 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "sturdy_smooth_color_backward": (c_int32, [CONTEXT, SMOOTH_COLOR_OPTIONS, *[TENSOR] * 6]),
     "sturdy_sine_warp_infer": (c_int32, [SINE_WARP_OPTIONS, *[TENSOR] * 3]),
     "sturdy_sine_warp": (c_int32, [CONTEXT, SINE_WARP_OPTIONS, *[TENSOR] * 3]),
+    "sturdy_cast_affinity_infer": (c_int32, [AFFINITY_OPTIONS, *[TENSOR] * 6]),
+    "sturdy_cast_affinity_workspace": (c_size_t, [AFFINITY_OPTIONS, *[TENSOR] * 5]),
+    "sturdy_cast_affinity": (c_int32, [CONTEXT, AFFINITY_OPTIONS, *[TENSOR] * 6]),
+    "sturdy_cast_cluster_infer": (c_int32, [CLUSTER_OPTIONS, *[TENSOR] * 3]),
+    "sturdy_cast_cluster_workspace": (c_size_t, [CLUSTER_OPTIONS, *[TENSOR] * 2]),
+    "sturdy_cast_cluster": (c_int32, [CONTEXT, CLUSTER_OPTIONS, *[TENSOR] * 5]),
+    "sturdy_cast_attention_infer": (c_int32, [ATTENTION_OPTIONS, *[TENSOR] * 9]),
+    "sturdy_cast_attention_workspace": (c_size_t, [ATTENTION_OPTIONS, *[TENSOR] * 3, c_int32]),
+    "sturdy_cast_attention": (c_int32, [CONTEXT, ATTENTION_OPTIONS, *[TENSOR] * 14]),
+    "sturdy_cast_attention_backward_workspace": (c_size_t, [ATTENTION_OPTIONS, *[TENSOR] * 3]),
+    "sturdy_cast_attention_backward": (c_int32, [CONTEXT, ATTENTION_OPTIONS, *[TENSOR] * 20]),
 }
 
 

@@ -115,11 +115,11 @@ def test_package_of_python(tmp_path: Path) -> None:
 
 def test_include_folder_is_enough_for_the_headers(tmp_path: Path) -> None:
     folder = run(sys.executable, "-m", "sturdy", "--include", cwd=tmp_path, env=python_environment()).stdout.strip()
-    for name in ("sturdy.h", "fourier.h", "pushpull.h"):
+    for name in ("sturdy.h", "cast.h", "fourier.h", "pushpull.h"):
         (tmp_path / "one.c").write_text(f'#include "sturdy/{name}"\nint main(void) {{ return 0; }}\n')
         flags = ["-std=c99", *WARNINGS.split(), "-fsyntax-only"]
         run(shutil.which("gcc") or "cc", *flags, f"-I{folder}", tmp_path / "one.c")
-    for name in ("sturdy.hpp", "fourier.hpp", "pushpull.hpp"):
+    for name in ("sturdy.hpp", "cast.hpp", "fourier.hpp", "pushpull.hpp"):
         # Included twice and from two files: no definition may be repeated.
         for unit in ("one", "two"):
             (tmp_path / f"{unit}.cpp").write_text(f'#include "sturdy/{name}"\n#include "sturdy/{name}"\n')

@@ -80,7 +80,7 @@ def _run_sanitized(script: Path, package: Path, **extra: str) -> subprocess.Comp
     return _run(sys.executable, script, env=environment, cwd=package)
 
 
-@pytest.mark.parametrize("driver", ["geometry.py", "geometry_fourier.py", "geometry_prime.py"])
+@pytest.mark.parametrize("driver", ["geometry.py", "geometry_fourier.py", "geometry_prime.py", "geometry_cast.py"])
 @pytest.mark.parametrize("isa", ["portable", "avx2", "avx512"])
 def test_geometry(package: Path, isa: str, driver: str) -> None:
     code = "import json, sturdy; print(json.dumps(sturdy.build_info()))"
