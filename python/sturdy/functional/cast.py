@@ -371,10 +371,20 @@ def _empty_tokens(like: Tensor) -> Tensor:
     return like.new_empty((batch, tokens, heads, dim)).transpose(1, 2)
 
 
+def _check_devices(op: str, q: Tensor, **others: Tensor) -> None:
+    for name, tensor in others.items():
+        _check_device(op, name, tensor, q)
+
+
+def _check_device(op: str, name: str, tensor: Tensor, q: Tensor) -> None:
+    torch._check(tensor.device == q.device, lambda: f"{op}: {name} must be on {q.device}, got {tensor.device}")
+
+
 def _fake_affinity(
     q: Tensor, k: Tensor, surrogates: Tensor, phi: Tensor, padding: Tensor | None, tau_g: float, allow_tf32: bool
 ) -> Tensor:
     torch._check(q.dim() == 4 and surrogates.dim() == 3, lambda: "cast_affinity: q must be 4-D and surrogates 3-D")
+    _check_devices("cast_affinity", q, k=k, surrogates=surrogates, phi=phi)
     return q.new_empty((q.shape[0], surrogates.shape[1], q.shape[2]), dtype=torch.float32).transpose(1, 2)
 
 
@@ -415,6 +425,7 @@ def _fake_attention(
         q.dtype == k.dtype and q.dtype == v.dtype and q.dtype == surrogates.dtype,
         lambda: "cast_attention: k, v and surrogates must have the dtype of q",
     )
+    _check_devices("cast_attention", q, k=k, v=v, surrogates=surrogates, phi=phi, index=index)
     batch, heads, tokens, dim = q.shape
     clusters, slots = index.shape[1], index.shape[2]
     wide = torch.float64 if q.dtype == torch.float64 else torch.float32
