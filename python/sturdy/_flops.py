@@ -53,6 +53,36 @@ def _push_pull_conv2d_backward(arguments: dict[str, Any], result: Any) -> int:
     return _convolution(arguments["grad_out"], arguments["weight"]) * (wanted[0] + wanted[1] + again)
 
 
+@flop_formula("cast_affinity")
+def _cast_affinity(arguments: dict[str, Any], result: Any) -> int:
+    # Queries and keys of every token with every surrogate token.
+    batch, heads, tokens, dim = arguments["q"]
+    return 4 * batch * heads * tokens * arguments["surrogates"][1] * dim
+
+
+@flop_formula("cast_cluster")
+def _cast_cluster(arguments: dict[str, Any], result: Any) -> int:
+    return 0
+
+
+@flop_formula("cast_attention")
+def _cast_attention(arguments: dict[str, Any], result: Any) -> int:
+    # Two products each: within clusters, of slots for the summaries, and of tokens with clusters for their mixture.
+    return 4 * _cast_terms(arguments)
+
+
+@flop_formula("cast_attention_backward")
+def _cast_attention_backward(arguments: dict[str, Any], result: Any) -> int:
+    # Of each pair of products the first once more, and two for each.
+    return 10 * _cast_terms(arguments)
+
+
+def _cast_terms(arguments: dict[str, Any]) -> int:
+    batch, heads, tokens, dim = arguments["q"]
+    clusters, slots = arguments["index"][1:]
+    return batch * heads * dim * (clusters * slots * (slots + 1) + tokens * clusters)
+
+
 def _convolution(out_shape: Sequence[int], weight_shape: Sequence[int]) -> int:
     return 2 * prod(out_shape) * prod(weight_shape[1:])
 
