@@ -66,9 +66,9 @@ sturdy_status affinity(const sturdy_context* context, const Options* options, co
       check.separate("affinity", out, input.name, input.tensor);
     }
   }
-  const bool on_cuda = check.ok() && cast_on_cuda(*q);
+  const bool on_cuda = check.ok() && runs_on_cuda(*q);
   if (on_cuda) {
-    check_cast_workspace(check, context, cuda::cast_affinity_workspace(p));
+    check.workspace(context, cuda::cast_affinity_workspace(p));
   }
   if (!check.ok()) {
     return check.result();
@@ -85,8 +85,7 @@ sturdy_status affinity(const sturdy_context* context, const Options* options, co
   for (int dim = 0; dim < 3; dim++) {
     p.affinity_stride[dim] = stride_of(*out, dim);
   }
-  return report(op_name, on_cuda ? cuda::cast_affinity(p, context == nullptr ? nullptr : context->workspace,
-                                                       context == nullptr ? nullptr : context->stream)
+  return report(op_name, on_cuda ? cuda::cast_affinity(p, workspace_of(context), stream_of(context))
                                  : cpu::cast_affinity(p, Threads(context)));
 }
 
@@ -122,7 +121,7 @@ size_t sturdy_cast_affinity_workspace(const sturdy_cast_affinity_options* option
   try {
     sturdy::Checker check(sturdy::op_name);
     const sturdy::CastAffinityParams p = sturdy::check_arguments(check, options, q, k, surrogates, phi, padding);
-    return check.ok() && sturdy::cast_on_cuda(*q) ? sturdy::cuda::cast_affinity_workspace(p) : 0;
+    return check.ok() && sturdy::runs_on_cuda(*q) ? sturdy::cuda::cast_affinity_workspace(p) : 0;
   } catch (...) {
     return 0;  // out of memory for a message; the call itself will say so
   }

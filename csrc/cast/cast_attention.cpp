@@ -250,9 +250,9 @@ sturdy_status forward(const sturdy_context* context, const Options* options, con
   std::vector<Named> outputs = named(kept);
   outputs.push_back({"out", out});
   check_separate(check, outputs, named(in));
-  const bool on_cuda = check.ok() && cast_on_cuda(*in.q);
+  const bool on_cuda = check.ok() && runs_on_cuda(*in.q);
   if (on_cuda) {
-    check_cast_workspace(check, context, cuda::cast_attention_workspace(p, keep));
+    check.workspace(context, cuda::cast_attention_workspace(p, keep));
   }
   if (!check.ok()) {
     return check.result();
@@ -261,8 +261,7 @@ sturdy_status forward(const sturdy_context* context, const Options* options, con
   if (keep) {
     fill_kept(kept, p);
   }
-  return report(op_name, on_cuda ? cuda::cast_attention(p, context == nullptr ? nullptr : context->workspace,
-                                                        context == nullptr ? nullptr : context->stream)
+  return report(op_name, on_cuda ? cuda::cast_attention(p, workspace_of(context), stream_of(context))
                                  : cpu::cast_attention(p, Threads(context)));
 }
 
@@ -320,9 +319,9 @@ sturdy_status backward(const sturdy_context* context, const Options* options, co
                   {"grad_surrogates", grads.surrogates},
                   {"grad_phi", grads.phi}},
                  inputs);
-  const bool on_cuda = check.ok() && cast_on_cuda(*in.q);
+  const bool on_cuda = check.ok() && runs_on_cuda(*in.q);
   if (on_cuda) {
-    check_cast_workspace(check, context, cuda::cast_attention_backward_workspace(p.forward));
+    check.workspace(context, cuda::cast_attention_backward_workspace(p.forward));
   }
   if (!check.ok()) {
     return check.result();
@@ -335,10 +334,8 @@ sturdy_status backward(const sturdy_context* context, const Options* options, co
   p.grad_v = token_view(grads.v);
   p.grad_surrogates = data_of(*grads.surrogates);
   p.grad_phi = data_of(*grads.phi);
-  return report(backward_name, on_cuda
-                                   ? cuda::cast_attention_backward(p, context == nullptr ? nullptr : context->workspace,
-                                                                   context == nullptr ? nullptr : context->stream)
-                                   : cpu::cast_attention_backward(p, Threads(context)));
+  return report(backward_name, on_cuda ? cuda::cast_attention_backward(p, workspace_of(context), stream_of(context))
+                                       : cpu::cast_attention_backward(p, Threads(context)));
 }
 
 // What sizes of scratch depend on; false where the call itself will complain.
@@ -350,7 +347,7 @@ bool measure(const Options* options, const sturdy_tensor* q, const sturdy_tensor
   check_surrogates(check, surrogates, q, p.sizes);
   check.present("index", index);
   check.rank("index", index, 3, "(B, C, kappa)");
-  if (!check.ok() || !cast_on_cuda(*q)) {
+  if (!check.ok() || !runs_on_cuda(*q)) {
     return false;
   }
   p.slots = index->shape[2];

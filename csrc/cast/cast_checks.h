@@ -14,15 +14,6 @@ namespace sturdy {
 
 constexpr int64_t kMostTokens = (int64_t{1} << 31) - 1;  // an index is int32
 
-inline bool cast_on_cuda(const sturdy_tensor& tensor) {
-#if defined(STURDY_SIMT)
-  (void)tensor;
-  return true;  // the test build runs the CUDA kernels on CPU tensors
-#else
-  return tensor.device.device_type == STURDY_CUDA;
-#endif
-}
-
 // (B, h, N, e) with stride 1 along e.
 inline void check_rows(Checker& check, const char* name, const sturdy_tensor* tensor) {
   const int last = tensor == nullptr ? 0 : tensor->ndim - 1;
@@ -158,15 +149,6 @@ inline void check_int32(Checker& check, const char* name, const sturdy_tensor* t
   const sturdy_dtype& t = tensor->dtype;
   if (t.code != STURDY_INT || t.bits != 32 || t.lanes != 1) {
     check.fail(STURDY_ETYPE, std::string(name) + " must be int32");
-  }
-}
-
-// Device scratch that came with the call.
-inline void check_cast_workspace(Checker& check, const sturdy_context* context, size_t wanted) {
-  const size_t got = context == nullptr || context->workspace == nullptr ? 0 : context->workspace_bytes;
-  if (check.ok() && got < wanted) {
-    check.fail(STURDY_ENOMEM,
-               "workspace must have at least " + std::to_string(wanted) + " bytes, got " + std::to_string(got));
   }
 }
 

@@ -101,9 +101,9 @@ sturdy_status cluster(const sturdy_context* context, const Options* options, con
   if (padding != nullptr) {
     check.data("padding", padding);
   }
-  const bool on_cuda = check.ok() && cast_on_cuda(*affinity);
+  const bool on_cuda = check.ok() && runs_on_cuda(*affinity);
   if (on_cuda) {
-    check_cast_workspace(check, context, cuda::cast_cluster_workspace(p));
+    check.workspace(context, cuda::cast_cluster_workspace(p));
   }
   if (!check.ok()) {
     return check.result();
@@ -119,8 +119,7 @@ sturdy_status cluster(const sturdy_context* context, const Options* options, con
   p.index = static_cast<int32_t*>(data_of(*index));
   p.counts = static_cast<int32_t*>(data_of(*counts));
   p.assignment = assignment == nullptr ? nullptr : static_cast<int32_t*>(data_of(*assignment));
-  return report(op_name, on_cuda ? cuda::cast_cluster(p, context == nullptr ? nullptr : context->workspace,
-                                                      context == nullptr ? nullptr : context->stream)
+  return report(op_name, on_cuda ? cuda::cast_cluster(p, workspace_of(context), stream_of(context))
                                  : cpu::cast_cluster(p, Threads(context)));
 }
 
@@ -154,7 +153,7 @@ size_t sturdy_cast_cluster_workspace(const sturdy_cast_cluster_options* options,
   try {
     sturdy::Checker check(sturdy::op_name);
     const sturdy::CastClusterParams p = sturdy::check_arguments(check, options, affinity, padding);
-    return check.ok() && sturdy::cast_on_cuda(*affinity) ? sturdy::cuda::cast_cluster_workspace(p) : 0;
+    return check.ok() && sturdy::runs_on_cuda(*affinity) ? sturdy::cuda::cast_cluster_workspace(p) : 0;
   } catch (...) {
     return 0;  // out of memory for a message; the call itself will say so
   }

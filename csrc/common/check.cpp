@@ -165,6 +165,14 @@ void Checker::context(const sturdy_context* context) {
   }
 }
 
+void Checker::workspace(const sturdy_context* context, size_t wanted) {
+  const size_t got = workspace_of(context) == nullptr ? 0 : context->workspace_bytes;
+  if (got < wanted) {
+    fail(STURDY_ENOMEM,
+         "workspace must have at least " + std::to_string(wanted) + " bytes, got " + std::to_string(got));
+  }
+}
+
 void Checker::present(const char* name, const sturdy_tensor* tensor) {
   if (!ok()) {
     return;

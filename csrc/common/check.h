@@ -1,6 +1,7 @@
 // Argument checks. Each op runs them once, in its `infer`; everything behind that may rely on them.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <initializer_list>
 #include <string>
@@ -19,6 +20,20 @@ void* data_of(const sturdy_tensor& tensor);               // with byte_offset ap
 bool is_contiguous(const sturdy_tensor& tensor);          // dimensions of size 1 and empty tensors do not matter
 bool is_channels_last(const sturdy_tensor& tensor);       // the same for (N, C, H, W) stored as (N, H, W, C)
 
+// Whether a call on this tensor goes to the CUDA kernels.
+inline bool runs_on_cuda(const sturdy_tensor& tensor) {
+#if defined(STURDY_SIMT)
+  (void)tensor;
+  return true;  // the test build runs the CUDA kernels on the CPU, on CPU tensors
+#else
+  return tensor.device.device_type == STURDY_CUDA;
+#endif
+}
+
+// What a context brings, which may be NULL.
+inline void* workspace_of(const sturdy_context* context) { return context == nullptr ? nullptr : context->workspace; }
+inline void* stream_of(const sturdy_context* context) { return context == nullptr ? nullptr : context->stream; }
+
 // Collects the first complaint. Every check names the op, the argument, what was wanted and what came; after a failed
 // one the rest are skipped, so that later checks may rely on earlier ones.
 class Checker {
@@ -35,6 +50,7 @@ class Checker {
   // Pointers.
   void options(const void* options, uint32_t got_size, size_t wanted_size, uint32_t flags, uint32_t known_flags = 0);
   void context(const sturdy_context* context);
+  void workspace(const sturdy_context* context, size_t wanted);  // device scratch that came with the call
   void present(const char* name, const sturdy_tensor* tensor);
 
   // Values. `rule` completes "<name> must ...".

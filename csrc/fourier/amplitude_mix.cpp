@@ -152,9 +152,9 @@ sturdy_status mix(const sturdy_context* context, const Options* options, const A
   if (given.index != nullptr) {
     check_values_per_image(check, "index", given.index, p.others, p.from_x ? "an image of x" : "an image of other");
   }
-  const bool on_cuda = check.ok() && image_is_on_cuda(*given.x);
+  const bool on_cuda = check.ok() && runs_on_cuda(*given.x);
   if (on_cuda) {
-    check_workspace_of(check, context, cuda::amplitude_mix_workspace(p));
+    check.workspace(context, cuda::amplitude_mix_workspace(p));
   }
   if (!check.ok()) {
     return check.result();
@@ -169,8 +169,7 @@ sturdy_status mix(const sturdy_context* context, const Options* options, const A
   if (p.batch == 0 || p.channels == 0) {
     return STURDY_OK;
   }
-  return report(op_name, on_cuda ? cuda::amplitude_mix(p, context == nullptr ? nullptr : context->workspace,
-                                                       context == nullptr ? nullptr : context->stream)
+  return report(op_name, on_cuda ? cuda::amplitude_mix(p, workspace_of(context), stream_of(context))
                                  : cpu::amplitude_mix(p, Threads(context)));
 }
 
@@ -208,7 +207,7 @@ size_t sturdy_amplitude_mix_workspace(const sturdy_amplitude_mix_options* option
   try {
     sturdy::Checker check(sturdy::op_name);
     const sturdy::AmplitudeMixParams p = sturdy::check_arguments(check, options, {x, other, index, strength, window});
-    return check.ok() && sturdy::image_is_on_cuda(*x) ? sturdy::cuda::amplitude_mix_workspace(p) : 0;
+    return check.ok() && sturdy::runs_on_cuda(*x) ? sturdy::cuda::amplitude_mix_workspace(p) : 0;
   } catch (...) {
     return 0;  // out of memory for a message; the call itself will say so
   }

@@ -26,14 +26,4 @@ inline ImageView image_view(const sturdy_tensor* tensor) {
   return view;
 }
 
-// The test build that runs CUDA kernels on the CPU sends CPU tensors to the CUDA launchers.
-inline bool image_is_on_cuda(const sturdy_tensor& tensor) {
-#if defined(STURDY_SIMT)
-  (void)tensor;
-  return true;
-#else
-  return tensor.device.device_type == STURDY_CUDA;
-#endif
-}
-
 }  // namespace sturdy

@@ -73,13 +73,4 @@ inline void check_values_per_image(Checker& check, const char* name, const sturd
   }
 }
 
-// Device scratch that came with the call.
-inline void check_workspace_of(Checker& check, const sturdy_context* context, size_t wanted) {
-  const size_t got = context == nullptr || context->workspace == nullptr ? 0 : context->workspace_bytes;
-  if (check.ok() && got < wanted) {
-    check.fail(STURDY_ENOMEM,
-               "workspace must have at least " + std::to_string(wanted) + " bytes, got " + std::to_string(got));
-  }
-}
-
 }  // namespace sturdy

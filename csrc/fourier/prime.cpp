@@ -11,8 +11,6 @@
 namespace sturdy {
 namespace {
 
-void* stream_of(const sturdy_context* context) { return context == nullptr ? nullptr : context->stream; }
-
 void check_image(Checker& check, const char* name, const sturdy_tensor* x) {
   check.present(name, x);
   check.rank(name, x, 4, "(N, C, H, W)");
@@ -102,7 +100,7 @@ sturdy_status filter2d_forward(const sturdy_context* context, const sturdy_filte
     return STURDY_OK;
   }
   return report(filter2d_name,
-                image_is_on_cuda(*x) ? cuda::filter2d(p, stream_of(context)) : cpu::filter2d(p, Threads(context)));
+                runs_on_cuda(*x) ? cuda::filter2d(p, stream_of(context)) : cpu::filter2d(p, Threads(context)));
 }
 
 sturdy_status filter2d_gradients(const sturdy_context* context, const sturdy_filter2d_options* options,
@@ -127,8 +125,8 @@ sturdy_status filter2d_gradients(const sturdy_context* context, const sturdy_fil
   if (p.image.sizes.batch * p.image.sizes.channels == 0) {
     return STURDY_OK;
   }
-  return report(filter2d_backward_name, image_is_on_cuda(*x) ? cuda::filter2d_backward(p, stream_of(context))
-                                                             : cpu::filter2d_backward(p, Threads(context)));
+  return report(filter2d_backward_name, runs_on_cuda(*x) ? cuda::filter2d_backward(p, stream_of(context))
+                                                         : cpu::filter2d_backward(p, Threads(context)));
 }
 
 // ---- smooth_color ----
@@ -179,8 +177,8 @@ sturdy_status smooth_color_forward(const sturdy_context* context, const sturdy_s
   if (element_count(*out) == 0) {
     return STURDY_OK;
   }
-  return report(smooth_color_name, image_is_on_cuda(*x) ? cuda::smooth_color(p, stream_of(context))
-                                                        : cpu::smooth_color(p, Threads(context)));
+  return report(smooth_color_name,
+                runs_on_cuda(*x) ? cuda::smooth_color(p, stream_of(context)) : cpu::smooth_color(p, Threads(context)));
 }
 
 sturdy_status smooth_color_gradients(const sturdy_context* context, const sturdy_smooth_color_options* options,
@@ -208,8 +206,8 @@ sturdy_status smooth_color_gradients(const sturdy_context* context, const sturdy
   if (p.image.sizes.batch * p.image.sizes.channels == 0) {
     return STURDY_OK;
   }
-  return report(smooth_color_backward_name, image_is_on_cuda(*x) ? cuda::smooth_color_backward(p, stream_of(context))
-                                                                 : cpu::smooth_color_backward(p, Threads(context)));
+  return report(smooth_color_backward_name, runs_on_cuda(*x) ? cuda::smooth_color_backward(p, stream_of(context))
+                                                             : cpu::smooth_color_backward(p, Threads(context)));
 }
 
 // ---- sine_warp ----
@@ -248,7 +246,7 @@ sturdy_status sine_warp_forward(const sturdy_context* context, const sturdy_sine
     return STURDY_OK;
   }
   return report(sine_warp_name,
-                image_is_on_cuda(*x) ? cuda::sine_warp(p, stream_of(context)) : cpu::sine_warp(p, Threads(context)));
+                runs_on_cuda(*x) ? cuda::sine_warp(p, stream_of(context)) : cpu::sine_warp(p, Threads(context)));
 }
 
 }  // namespace

@@ -173,8 +173,6 @@ void check_index_values(Checker& check, const sturdy_tensor* index, SpectralFilt
   check_values_per_image(check, "index", index, g.mask_entries, "an entry of the mask table");
 }
 
-void* workspace_of(const sturdy_context* context) { return context == nullptr ? nullptr : context->workspace; }
-
 Planes planes_of(const sturdy_tensor* tensor) {
   Planes planes;
   if (tensor != nullptr) {
@@ -197,7 +195,7 @@ bool geometry_of(const Options* options, const sturdy_tensor* x, const sturdy_te
   check_options(check, options);
   const Images images = check_images(check, "x", x);
   check_mask(check, options, images, mask, index, *g, view);
-  return check.ok() && image_is_on_cuda(*x);
+  return check.ok() && runs_on_cuda(*x);
 }
 
 template <typename Query>
@@ -234,10 +232,9 @@ sturdy_status forward(const sturdy_context* context, const Options* options, con
   }
   p.x = planes_of(x);
   p.out = planes_of(out);
-  if (image_is_on_cuda(*x)) {
-    check_workspace_of(check, context, cuda::spectral_filter_workspace(p.geometry));
-    return check.ok() ? report(forward_name, cuda::spectral_filter(p, workspace_of(context),
-                                                                   context == nullptr ? nullptr : context->stream))
+  if (runs_on_cuda(*x)) {
+    check.workspace(context, cuda::spectral_filter_workspace(p.geometry));
+    return check.ok() ? report(forward_name, cuda::spectral_filter(p, workspace_of(context), stream_of(context)))
                       : check.result();
   }
   return report(forward_name, cpu::spectral_filter(p, Threads(context)));
@@ -322,11 +319,10 @@ sturdy_status backward(const sturdy_context* context, const Options* options, co
     p.grad_mask.filtered = p.grad_mask.channel * g.mask_channels;
     p.grad_mask.entry = p.grad_mask.filtered * g.many;
   }
-  if (image_is_on_cuda(*grad_out)) {
-    check_workspace_of(check, context, cuda::spectral_filter_backward_workspace(g, grad_mask != nullptr));
+  if (runs_on_cuda(*grad_out)) {
+    check.workspace(context, cuda::spectral_filter_backward_workspace(g, grad_mask != nullptr));
     return check.ok()
-               ? report(backward_name, cuda::spectral_filter_backward(p, workspace_of(context),
-                                                                      context == nullptr ? nullptr : context->stream))
+               ? report(backward_name, cuda::spectral_filter_backward(p, workspace_of(context), stream_of(context)))
                : check.result();
   }
   return report(backward_name, cpu::spectral_filter_backward(p, Threads(context)));

@@ -72,9 +72,9 @@ sturdy_status accumulate(const sturdy_context* context, const Options* options, 
   check.data("group", group);
   check.separate("out", out, "group", group);
   check_values_per_image(check, "group", group, p.groups, "a group");
-  const bool on_cuda = check.ok() && image_is_on_cuda(*x);
+  const bool on_cuda = check.ok() && runs_on_cuda(*x);
   if (on_cuda) {
-    check_workspace_of(check, context, cuda::spectrum_accumulate_workspace(p));
+    check.workspace(context, cuda::spectrum_accumulate_workspace(p));
   }
   if (!check.ok()) {
     return check.result();
@@ -87,8 +87,7 @@ sturdy_status accumulate(const sturdy_context* context, const Options* options, 
   if (element_count(*out) == 0) {
     return STURDY_OK;
   }
-  return report(op_name, on_cuda ? cuda::spectrum_accumulate(p, context == nullptr ? nullptr : context->workspace,
-                                                             context == nullptr ? nullptr : context->stream)
+  return report(op_name, on_cuda ? cuda::spectrum_accumulate(p, workspace_of(context), stream_of(context))
                                  : cpu::spectrum_accumulate(p, Threads(context)));
 }
 
@@ -127,7 +126,7 @@ size_t sturdy_spectrum_accumulate_workspace(const sturdy_spectrum_accumulate_opt
   try {
     sturdy::Checker check(sturdy::op_name);
     const sturdy::SpectrumAccumulateParams p = sturdy::check_arguments(check, options, x, group);
-    return check.ok() && sturdy::image_is_on_cuda(*x) ? sturdy::cuda::spectrum_accumulate_workspace(p) : 0;
+    return check.ok() && sturdy::runs_on_cuda(*x) ? sturdy::cuda::spectrum_accumulate_workspace(p) : 0;
   } catch (...) {
     return 0;  // out of memory for a message; the call itself will say so
   }

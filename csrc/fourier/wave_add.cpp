@@ -98,9 +98,8 @@ sturdy_status forward(const sturdy_context* context, const Options* options, con
   if (element_count(*out) == 0) {
     return STURDY_OK;
   }
-  return report(forward_name, image_is_on_cuda(*input)
-                                  ? cuda::wave_add(p, context == nullptr ? nullptr : context->stream)
-                                  : cpu::wave_add(p, Threads(context)));
+  return report(forward_name,
+                runs_on_cuda(*input) ? cuda::wave_add(p, stream_of(context)) : cpu::wave_add(p, Threads(context)));
 }
 
 sturdy_status backward(const sturdy_context* context, const Options* options, const sturdy_tensor* grad_out,
@@ -159,9 +158,8 @@ sturdy_status backward(const sturdy_context* context, const Options* options, co
   if (p.waves.batch * p.waves.channels == 0) {
     return STURDY_OK;
   }
-  return report(backward_name, image_is_on_cuda(*grad_out)
-                                   ? cuda::wave_add_backward(p, context == nullptr ? nullptr : context->stream)
-                                   : cpu::wave_add_backward(p, Threads(context)));
+  return report(backward_name, runs_on_cuda(*grad_out) ? cuda::wave_add_backward(p, stream_of(context))
+                                                       : cpu::wave_add_backward(p, Threads(context)));
 }
 
 }  // namespace

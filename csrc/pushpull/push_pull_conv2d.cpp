@@ -20,16 +20,6 @@ using Options = sturdy_push_pull_conv2d_options;
 
 constexpr uint32_t known_flags = STURDY_PUSH_PULL_CHANNEL_RANGE | STURDY_PUSH_PULL_ALLOW_TF32;
 
-// The test build that runs CUDA kernels on the CPU sends CPU tensors to the CUDA launchers.
-bool runs_on_cuda(const sturdy_tensor& tensor) {
-#if defined(STURDY_SIMT)
-  (void)tensor;
-  return true;
-#else
-  return tensor.device.device_type == STURDY_CUDA;
-#endif
-}
-
 void check_options(Checker& check, const Options* options) {
   check.options(options, options == nullptr ? 0 : options->struct_size, sizeof(Options),
                 options == nullptr ? 0 : options->flags, known_flags);
@@ -186,14 +176,6 @@ void check_map(Checker& check, const char* name, const sturdy_tensor* map, const
   check.data(name, map);
 }
 
-void check_workspace(Checker& check, const sturdy_context* context, size_t wanted) {
-  const size_t got = context == nullptr || context->workspace == nullptr ? 0 : context->workspace_bytes;
-  if (got < wanted) {
-    check.fail(STURDY_ENOMEM,
-               "workspace must have at least " + std::to_string(wanted) + " bytes, got " + std::to_string(got));
-  }
-}
-
 // Device scratch of a call with these arguments; 0 where it needs none.
 size_t workspace(const Options* options, const sturdy_tensor* input, const sturdy_tensor* weight,
                  size_t (*query)(const PushPullGeometry&)) noexcept {
@@ -247,12 +229,11 @@ sturdy_status forward(const sturdy_context* context, const Options* options, con
   if (!runs_on_cuda(*input)) {
     return report(forward_name, cpu::push_pull_conv2d(p, Threads(context)));
   }
-  check_workspace(check, context, cuda::push_pull_conv2d_workspace(p.geometry));
+  check.workspace(context, cuda::push_pull_conv2d_workspace(p.geometry));
   if (!check.ok()) {
     return check.result();
   }
-  return report(forward_name, cuda::push_pull_conv2d(p, context == nullptr ? nullptr : context->workspace,
-                                                     context == nullptr ? nullptr : context->stream));
+  return report(forward_name, cuda::push_pull_conv2d(p, workspace_of(context), stream_of(context)));
 }
 
 sturdy_status backward(const sturdy_context* context, const Options* options, const sturdy_tensor* grad_out,
@@ -329,12 +310,11 @@ sturdy_status backward(const sturdy_context* context, const Options* options, co
   if (!runs_on_cuda(*input)) {
     return report(backward_name, cpu::push_pull_conv2d_backward(p, Threads(context)));
   }
-  check_workspace(check, context, cuda::push_pull_conv2d_backward_workspace(g));
+  check.workspace(context, cuda::push_pull_conv2d_backward_workspace(g));
   if (!check.ok()) {
     return check.result();
   }
-  return report(backward_name, cuda::push_pull_conv2d_backward(p, context == nullptr ? nullptr : context->workspace,
-                                                               context == nullptr ? nullptr : context->stream));
+  return report(backward_name, cuda::push_pull_conv2d_backward(p, workspace_of(context), stream_of(context)));
 }
 
 }  // namespace
