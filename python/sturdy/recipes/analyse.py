@@ -26,6 +26,7 @@ from sturdy.analysis import (
     radius_map,
     shortcut_report,
 )
+from sturdy.recipes import analyse_sequences
 from sturdy.recipes.data import DataSet, load_data
 from sturdy.recipes.distributed import World, pick_device
 from sturdy.recipes.dominant import MAY_LOSE, Normalised, pairs, search_steps
@@ -89,7 +90,7 @@ def analyse(options: AnalyseOptions, console: Console) -> dict[str, Any]:
         RecipeError: with one line that says what is wrong; earlier results stay.
     """
     check_name("checkpoint", options.checkpoint, ("last", "best"))
-    tools = [check_name("tool", name, TOOLS) for name in options.only] or list(TOOLS)
+    tools = [check_name("tool", name, (*TOOLS, *analyse_sequences.TOOLS)) for name in options.only]
     for name, value in (("--images", options.images), ("--batch-size", options.batch_size)):
         if value < 1:
             raise UsageError(f"{name} must be 1 or more, got {value}")
@@ -99,6 +100,22 @@ def analyse(options: AnalyseOptions, console: Console) -> dict[str, Any]:
     settings, description = folder.read()
     limit = min(options.images, settings.limit_test or options.images)
     settings = replace(settings, data_dir=options.data_dir or settings.data_dir, limit_test=limit)
+    known = analyse_sequences.TOOLS if settings.reads_sequences else TOOLS
+    for name in tools:
+        if name not in known:
+            raise UsageError(f"--only {name} does not fit {folder.path}; there are {', '.join(known)}")
+    tools = tools or list(known)
+    if settings.reads_sequences:
+        return analyse_sequences.analyse(
+            folder,
+            settings,
+            description,
+            tools=tools,
+            checkpoint=options.checkpoint,
+            device=options.device,
+            batch_size=options.batch_size,
+            console=console,
+        )
     world = World(pick_device(options.device))
     data = _data(settings, description, folder)
     test = _gather(Loader(data.test, options.batch_size, world, options.workers))

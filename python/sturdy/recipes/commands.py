@@ -13,15 +13,22 @@ from sturdy.recipes import presets
 from sturdy.recipes.errors import check_name
 from sturdy.recipes.settings import (
     AUGMENTATIONS,
+    BACKENDS,
+    CLUSTERINGS,
     DATA_SETS,
     MODELS,
+    NORMS,
     OBJECTIVES,
     OPTIMIZERS,
+    PIXELS,
+    POOLINGS,
     PRECISIONS,
     PRIME_PRESETS,
     RESNET_STEMS,
     SCHEDULES,
     STEMS,
+    TASKS,
+    TOKEN_DATA_SETS,
 )
 
 app = typer.Typer(
@@ -45,6 +52,7 @@ def _choice(what: str, names: tuple[str, ...]) -> str:
 
 
 _DATA, _NETWORK, _TRAINING, _RUNNING = "Data", "Network", "Training", "Running"
+_SEQUENCES = "Networks of sequences (cast, transformer)"
 _AUGMENTATION = "Augmentation"
 
 
@@ -56,11 +64,22 @@ def train(
         bool, typer.Option("--baseline", help="Train the plain network in the plain way too, into OUT/baseline.")
     ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in OUT from its last checkpoint.")] = False,
+    task: Annotated[
+        str | None,
+        typer.Option(help=_choice("Task of the presets cast", TASKS) + " Default digits.", rich_help_panel=_DATA),
+    ] = None,
     data: Annotated[
-        str | None, typer.Option(help=_choice("Data set", DATA_SETS) + " Default digits.", rich_help_panel=_DATA)
+        str | None,
+        typer.Option(
+            help=_choice("Data set", (*DATA_SETS, *TOKEN_DATA_SETS)) + " Default digits.", rich_help_panel=_DATA
+        ),
     ] = None,
     data_dir: Annotated[
-        Path | None, typer.Option(help="Folder of the data set; for npz the file.", rich_help_panel=_DATA)
+        Path | None,
+        typer.Option(
+            help="Folder of the data set; for npz the file. Where those that are drawn are kept: ~/.cache/sturdy.",
+            rich_help_panel=_DATA,
+        ),
     ] = None,
     download: Annotated[
         bool,
@@ -80,6 +99,27 @@ def train(
     val_fraction: Annotated[
         float | None, typer.Option(help="Part of the training images kept to choose best/.", rich_help_panel=_DATA)
     ] = None,
+    quick: Annotated[
+        bool,
+        typer.Option("--quick", help="A small version of the task, for a CPU: presets cast.", rich_help_panel=_DATA),
+    ] = False,
+    train_examples: Annotated[
+        int | None, typer.Option(help="Training examples that are drawn; default LRA's.", rich_help_panel=_DATA)
+    ] = None,
+    test_examples: Annotated[
+        int | None,
+        typer.Option(help="Test examples that are drawn, and for validation; default LRA's.", rich_help_panel=_DATA),
+    ] = None,
+    min_length: Annotated[
+        int | None, typer.Option(help="Symbols that ListOps has more than; default 500.", rich_help_panel=_DATA)
+    ] = None,
+    max_length: Annotated[
+        int | None,
+        typer.Option(
+            help="Symbols that ListOps has fewer than, 2000; most bytes of a text, 4000.", rich_help_panel=_DATA
+        ),
+    ] = None,
+    data_seed: Annotated[int | None, typer.Option(help="Of data that are drawn.", rich_help_panel=_DATA)] = None,
     augment: Annotated[
         str | None,
         typer.Option(
@@ -189,6 +229,48 @@ def train(
             rich_help_panel=_NETWORK,
         ),
     ] = None,
+    depth: Annotated[int | None, typer.Option(help="Encoder layers.", rich_help_panel=_SEQUENCES)] = None,
+    heads: Annotated[int | None, typer.Option(help="Attention heads.", rich_help_panel=_SEQUENCES)] = None,
+    width: Annotated[int | None, typer.Option(help="Length of a token.", rich_help_panel=_SEQUENCES)] = None,
+    ff_width: Annotated[int | None, typer.Option(help="Width of hidden layers.", rich_help_panel=_SEQUENCES)] = None,
+    embed_width: Annotated[
+        int | None, typer.Option(help="Length of an embedding; 0 is that of a token.", rich_help_panel=_SEQUENCES)
+    ] = None,
+    clusters: Annotated[int | None, typer.Option(help="Clusters, for cast.", rich_help_panel=_SEQUENCES)] = None,
+    cluster_size: Annotated[
+        int | None,
+        typer.Option(help="Most tokens of a cluster; 0 shares them out evenly.", rich_help_panel=_SEQUENCES),
+    ] = None,
+    clustering: Annotated[
+        str | None,
+        typer.Option(
+            help=_choice("Best tokens of each cluster, or each token once", CLUSTERINGS), rich_help_panel=_SEQUENCES
+        ),
+    ] = None,
+    norm: Annotated[str | None, typer.Option(help=_choice("Normalisation", NORMS), rich_help_panel=_SEQUENCES)] = None,
+    norm_first: Annotated[
+        bool | None,
+        typer.Option(
+            "--norm-first/--norm-last", help="Before each branch, or after each sum.", rich_help_panel=_SEQUENCES
+        ),
+    ] = None,
+    dropout: Annotated[
+        float | None, typer.Option(help="Of embeddings and branches.", rich_help_panel=_SEQUENCES)
+    ] = None,
+    pooling: Annotated[
+        str | None,
+        typer.Option(help=_choice("Mean of all tokens, or a first one", POOLINGS), rich_help_panel=_SEQUENCES),
+    ] = None,
+    pixels: Annotated[
+        str | None,
+        typer.Option(help=_choice("Embed 256 grey levels, or project the value", PIXELS), rich_help_panel=_SEQUENCES),
+    ] = None,
+    backend: Annotated[
+        str | None,
+        typer.Option(
+            help=_choice("CAST by its kernels, or in torch's own operations", BACKENDS), rich_help_panel=_SEQUENCES
+        ),
+    ] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the data.", rich_help_panel=_TRAINING)] = None,
     batch_size: Annotated[
         int | None, typer.Option(help="Images per step, over all processes.", rich_help_panel=_TRAINING)
@@ -208,7 +290,10 @@ def train(
             rich_help_panel=_TRAINING,
         ),
     ] = None,
-    momentum: Annotated[float | None, typer.Option(help="Momentum, for sgd.", rich_help_panel=_TRAINING)] = None,
+    momentum: Annotated[
+        float | None, typer.Option(help="Momentum; for adamw the first beta.", rich_help_panel=_TRAINING)
+    ] = None,
+    beta2: Annotated[float | None, typer.Option(help="Second beta, for adamw.", rich_help_panel=_TRAINING)] = None,
     nesterov: Annotated[
         bool | None,
         typer.Option("--nesterov/--no-nesterov", help="Nesterov momentum, for sgd.", rich_help_panel=_TRAINING),
@@ -224,10 +309,10 @@ def train(
         str | None, typer.Option(help=_choice("Course of the learning rate", SCHEDULES), rich_help_panel=_TRAINING)
     ] = None,
     min_lr: Annotated[
-        float | None, typer.Option(help="Lowest learning rate of cosine and plateau.", rich_help_panel=_TRAINING)
+        float | None, typer.Option(help="Lowest rate of cosine, linear and plateau.", rich_help_panel=_TRAINING)
     ] = None,
     warmup_epochs: Annotated[
-        int | None, typer.Option(help="Linear rise at the start of cosine and steps.", rich_help_panel=_TRAINING)
+        int | None, typer.Option(help="Linear rise before cosine, linear and steps.", rich_help_panel=_TRAINING)
     ] = None,
     warmup_start: Annotated[
         float | None, typer.Option(help="Part of the rate that this rise starts from.", rich_help_panel=_TRAINING)
@@ -253,7 +338,7 @@ def train(
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.", rich_help_panel=_RUNNING)] = "auto",
     workers: Annotated[
-        int, typer.Option(min=0, help="Processes that decode an imagefolder.", rich_help_panel=_RUNNING)
+        int, typer.Option(min=0, help="Processes that decode an imagefolder, or draw data.", rich_help_panel=_RUNNING)
     ] = 2,
     checkpoint_minutes: Annotated[
         float, typer.Option(min=0, help="Longest time between two checkpoints.", rich_help_panel=_RUNNING)
@@ -261,12 +346,35 @@ def train(
 ) -> None:
     """Train a network as a paper describes it.
 
-    The preset fills in what is not given here. Interrupt a run at any time and continue it with --resume.
+    The preset fills in what is not given here; cast as remembered, not verified against its paper. Interrupt a run at
+    any time and continue it with --resume.
     """
     from sturdy.recipes import train as recipe
 
     chosen: dict[str, Any] = {
+        "task": task,
         "data": data,
+        "quick": quick or None,
+        "train_examples": train_examples,
+        "test_examples": test_examples,
+        "min_length": min_length,
+        "max_length": max_length,
+        "data_seed": data_seed,
+        "depth": depth,
+        "heads": heads,
+        "width": width,
+        "ff_width": ff_width,
+        "embed_width": embed_width,
+        "clusters": clusters,
+        "cluster_size": cluster_size,
+        "clustering": clustering,
+        "norm": norm,
+        "norm_first": norm_first,
+        "dropout": dropout,
+        "pooling": pooling,
+        "pixels": pixels,
+        "backend": backend,
+        "beta2": beta2,
         "data_dir": None if data_dir is None else str(data_dir.absolute()),
         "image_size": image_size,
         "test_crop": test_crop,
@@ -318,7 +426,7 @@ def train(
     }
     check_name("preset", preset, presets.NAMES)
     options = recipe.TrainOptions(
-        out=out or Path("runs") / f"{preset}-{data or 'digits'}",
+        out=out or Path("runs") / f"{preset}-{presets.data_of_task(task, data)}",
         baseline=baseline,
         resume=resume,
         download=download,
@@ -364,7 +472,12 @@ def evaluate(
 @app.command()
 def analyse(
     run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder.")],
-    only: Annotated[str | None, typer.Option(help="Comma-separated: heatmap, radius, dfm; all if left out.")] = None,
+    only: Annotated[
+        str | None,
+        typer.Option(
+            help="Comma-separated: heatmap, radius, dfm, of networks of sequences clusters, accuracy; all if left out."
+        ),
+    ] = None,
     images: Annotated[
         int, typer.Option(min=1, help="At most so many test images, and validation images for dfm.")
     ] = 200,
@@ -378,10 +491,11 @@ def analyse(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     workers: Annotated[int, typer.Option(min=0, help="Processes that decode an imagefolder.")] = 2,
 ) -> None:
-    """Find the frequencies that a run and its baseline need, and those that mislead them.
+    """Find the frequencies that a run and its baseline need, and those that mislead them; for CAST how tokens cluster.
 
     Writes RUN/analyse/results.json and pictures: a Fourier heatmap, accuracy on low- and high-pass filtered images, and
-    the dominant frequencies of each class with a test for shortcuts.
+    the dominant frequencies of each class with a test for shortcuts; of networks of sequences accuracy over time, which
+    tokens each cluster takes, and in how many clusters tokens are.
     """
     from sturdy.recipes import analyse as recipe
 
@@ -414,6 +528,19 @@ def summarize(
 
 
 @app.command()
+def compare(
+    run_folders: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="Run folders; their baselines join them.")
+    ],
+    out: Annotated[Path | None, typer.Option(help="Folder for compare.json and accuracy.png.")] = None,
+) -> None:
+    """Accuracy, time and memory of several runs side by side, from their logs, and accuracy over time as a picture."""
+    from sturdy.recipes import compare as recipe
+
+    recipe.compare(run_folders, out, Console())
+
+
+@app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Run folder; a finished run in it is only evaluated again.")] = Path(
         "runs/demo"
@@ -443,7 +570,8 @@ def list_names() -> None:
         preset = presets.load_preset(name)
         console.print(f"preset {name}: {preset.summary}\n  {preset.source}", highlight=False, soft_wrap=True)
     for what, names in (
-        ("data sets", DATA_SETS),
+        ("data sets", (*DATA_SETS, *TOKEN_DATA_SETS)),
+        ("tasks of cast", TASKS),
         ("networks", MODELS),
         ("stems", STEMS),
         ("augmentations", AUGMENTATIONS),

@@ -6,7 +6,7 @@ Sets that fit into memory are held as one tensor; an image folder is decoded as 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +14,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sturdy.recipes import generated, listops
 from sturdy.recipes.errors import RecipeError, UsageError, one_line
-from sturdy.recipes.settings import Settings
+from sturdy.recipes.settings import GENERATED_IMAGES, TOKEN_DATA_SETS, Settings
+from sturdy.recipes.tokens import TokenSplit, from_expressions, read_texts
 
 # Published statistics, where a recipe names them; elsewhere they are computed from the training part.
 _CIFAR10_STATISTICS = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
 _CIFAR100_STATISTICS = ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762))
 _IMAGENET_STATISTICS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
+_GREY_WEIGHTS = (0.299, 0.587, 0.114)  # of red, green and blue
+
 TINY_IMAGENET_SIZE = 64  # pixels
+PATHFINDER_SIZES = {"pathfinder": 32, "pathx": 128}
+
+# What the Long Range Arena has: training and test examples, with as many for validation as for the test.
+_EXAMPLES = {"listops": (96_000, 2_000), **dict.fromkeys(GENERATED_IMAGES, (160_000, 20_000))}
+LISTOPS_LENGTHS = (500, 2000)
+TEXT_LENGTH = 4000
 
 _SPLIT_SEED = 0  # which images are validation or a subset is the same in all runs
 
@@ -57,12 +67,14 @@ class FolderSplit:
         train_crop: How to cut it out in training. ``"random"``: shorter side to 8/7 of the size, then a random place;
             ``"resized"``: a random part, of 8 to 100 % of the area; ``"none"``: the middle, without enlarging.
         test_crop: Part of the shorter side that the square in the middle takes otherwise.
+        grey: Decode to one channel.
     """
 
     files: list[tuple[str, int]]
     image_size: int
     train_crop: str = "random"
     test_crop: float = 1.0
+    grey: bool = False
 
     def __len__(self) -> int:
         return len(self.files)
@@ -72,7 +84,7 @@ class FolderSplit:
         return replace(self, files=[self.files[i] for i in indices.tolist()])
 
 
-Split = ArraySplit | FolderSplit
+Split = ArraySplit | FolderSplit | TokenSplit
 
 
 @dataclass(frozen=True)
@@ -82,9 +94,12 @@ class DataSet:
     Attributes:
         train, val, test: The parts; ``val`` is cut from the training images and may be empty.
         classes: Names of the classes.
-        channels: 1 or 3 as a rule.
-        image_size: The shorter side in pixels.
+        channels: 1 or 3 as a rule; 0 for symbols.
+        image_size: The shorter side in pixels; 0 for symbols.
         mean, std: Per channel, of images in [0, 1].
+        vocabulary: Number of symbols with that for padding; 0 for images.
+        max_length: Most symbols in a sequence; 0 for images.
+        floors: Accuracies on the test part that guessing reaches, by what it looks at.
     """
 
     train: Split
@@ -95,6 +110,21 @@ class DataSet:
     image_size: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    vocabulary: int = 0
+    max_length: int = 0
+    floors: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """What a network must know, as arguments of :func:`sturdy.recipes.models.build_model`."""
+        height, width = self.image_shape
+        return {
+            "in_channels": self.channels,
+            "num_classes": len(self.classes),
+            "image_size": self.image_size,
+            "length": self.max_length or height * width,
+            "vocabulary": self.vocabulary,
+        }
 
     @property
     def image_shape(self) -> tuple[int, int]:
@@ -105,6 +135,8 @@ class DataSet:
 
     def describe(self) -> dict[str, Any]:
         """What ``config.json`` says about it; a resume compares this."""
+        symbols = {"vocabulary": self.vocabulary, "max_length": self.max_length} if self.vocabulary else {}
+        floors = {"floors": self.floors} if self.floors else {}
         return {
             "train": len(self.train),
             "val": len(self.val),
@@ -114,15 +146,34 @@ class DataSet:
             "image_size": self.image_size,
             "mean": list(self.mean),
             "std": list(self.std),
+            **symbols,
+            **floors,
         }
 
 
-def load_data(settings: Settings, *, download: bool = False) -> DataSet:
+def load_data(
+    settings: Settings, *, download: bool = False, processes: int = 1, display: generated.Display = generated.no_display
+) -> DataSet:
     """Load, check and split the data set of a run.
+
+    Args:
+        settings: Of the run.
+        download: Let torchvision fetch it.
+        processes: That draw a data set, if it is one of those that are drawn and is not there yet.
+        display: Shows the progress of that.
 
     Raises:
         RecipeError: a file is missing, truncated or not what it should be; the message names it.
     """
+    if settings.data in TOKEN_DATA_SETS:
+        return _tokens(settings, processes, display)
+    data = _images(settings, download, processes, display)
+    return grey(data) if settings.reads_sequences else data
+
+
+def _images(settings: Settings, download: bool, processes: int, display: generated.Display) -> DataSet:
+    if settings.data in GENERATED_IMAGES:
+        return _pathfinder(settings, processes, display)
     if settings.data == "digits":
         train, test, classes = _digits()
     elif settings.data == "npz":
@@ -159,6 +210,8 @@ def _split(settings: Settings, train: Split, test: Split, classes: list[str]) ->
         )
     parts = {"val": train.take(order[:n_val]), "test": test.take(test_order), "train": train.take(order[n_val:])}
     fit = parts["train"]
+    if isinstance(fit, TokenSplit):
+        return DataSet(**parts, classes=classes, channels=0, image_size=0, mean=(), std=())
     if isinstance(fit, ArraySplit):
         channels, size = fit.images.shape[1], min(fit.images.shape[2:])
         published = {"cifar10": _CIFAR10_STATISTICS, "cifar100": _CIFAR100_STATISTICS}
@@ -181,6 +234,105 @@ def _statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     mean = total / count
     std = (squares / count - mean.square()).clamp(min=1e-8).sqrt()
     return tuple(round(v, 4) for v in mean.tolist()), tuple(max(round(v, 4), 1e-4) for v in std.tolist())
+
+
+# ---- sequences -------------------------------------------------------------------------------------------------------
+
+
+def grey(data: DataSet) -> DataSet:
+    """The data set with one channel and without normalisation: pixels are read as levels from 0 to 255."""
+    parts = {name: _grey_split(getattr(data, name)) for name in ("train", "val", "test")}
+    return replace(data, **parts, channels=1, mean=(0.0,), std=(1.0,))
+
+
+def _grey_split(split: Split) -> Split:
+    if isinstance(split, FolderSplit):
+        return replace(split, grey=True)
+    if isinstance(split, TokenSplit) or split.images.shape[1] == 1:
+        return split
+    weights = torch.tensor(_GREY_WEIGHTS)[:, None, None]
+    chunks = [(chunk.float() * weights).sum(1, keepdim=True) for chunk in split.images.split(4096)]
+    images = torch.cat([c.round().to(torch.uint8) if split.images.dtype == torch.uint8 else c for c in chunks])
+    return ArraySplit(images, split.labels)
+
+
+def generated_counts(settings: Settings) -> tuple[int, int]:
+    """Training and test examples of a data set that is drawn; of validation examples there are as many as of those."""
+    train, test = _EXAMPLES[settings.data]
+    return settings.train_examples or train, settings.test_examples or test
+
+
+def _generated_folder(settings: Settings) -> Path:
+    return Path(settings.data_dir) if settings.data_dir is not None else generated.default_folder()
+
+
+def _pathfinder(settings: Settings, processes: int, display: generated.Display) -> DataSet:
+    n_train, n_test = generated_counts(settings)
+    size = PATHFINDER_SIZES[settings.data]
+    path = generated.pathfinder_file(
+        _generated_folder(settings),
+        n_train + 2 * n_test,
+        size=size,
+        seed=settings.data_seed,
+        processes=processes,
+        display=display,
+    )
+    images, labels = generated.read_pathfinder(path)
+    whole = ArraySplit(torch.from_numpy(images)[:, None], torch.from_numpy(labels.astype(np.int64)))
+    return _split_in_order(settings, whole, n_train, n_test, ["two contours", "one contour"])
+
+
+def _tokens(settings: Settings, processes: int, display: generated.Display) -> DataSet:
+    if settings.data == "text":
+        path = _given(settings, "the folder with train/CLASS/ and test/CLASS/, or an npz file")
+        train, test, classes = read_texts(path)
+        length = settings.max_length or TEXT_LENGTH
+        data = _split(settings, train.at_most(length), test.at_most(length), classes)
+        return replace(data, vocabulary=257, max_length=length)
+    n_train, n_test = generated_counts(settings)
+    low, high = settings.min_length or LISTOPS_LENGTHS[0], settings.max_length or LISTOPS_LENGTHS[1]
+    if low + 2 > high:
+        raise UsageError(f"--min-length {low} and --max-length {high}: no length is between them")
+    expressions = generated.read_listops(
+        generated.listops_file(
+            _generated_folder(settings),
+            n_train + 2 * n_test,
+            min_length=low,
+            max_length=high,
+            seed=settings.data_seed,
+            processes=processes,
+            display=display,
+        )
+    )
+    data = _split_in_order(settings, from_expressions(expressions), n_train, n_test, [str(i) for i in range(10)])
+    floors = listops.floors(expressions.take(0, n_train), expressions.take(n_train + n_test, len(expressions)))
+    return replace(data, vocabulary=listops.VOCABULARY, max_length=high - 1, floors=vars(floors))
+
+
+def _split_in_order(settings: Settings, whole: Split, n_train: int, n_test: int, classes: list[str]) -> DataSet:
+    """Training, validation and test examples one after another; what is drawn needs no shuffling."""
+    n_used = min(n_train, settings.limit_train or n_train)
+    if n_used < settings.batch_size:
+        raise UsageError(f"--batch-size {settings.batch_size} exceeds the {n_used} training examples")
+    n_asked = min(n_test, settings.limit_test or n_test)
+    first = {"train": (0, n_used), "val": (n_train, n_asked), "test": (n_train + n_test, n_asked)}
+    parts = {name: _span(whole, start, start + count) for name, (start, count) in first.items()}
+    fit = parts["train"]
+    if isinstance(fit, ArraySplit):
+        mean, std = _statistics(fit.images)
+        size = min(fit.images.shape[2:])
+        return DataSet(**parts, classes=classes, channels=1, image_size=size, mean=mean, std=std)
+    return DataSet(**parts, classes=classes, channels=0, image_size=0, mean=(), std=())
+
+
+def _span(split: Split, first: int, last: int) -> Split:
+    """A part without a copy of its images, of which there may be gigabytes."""
+    if isinstance(split, ArraySplit):
+        return ArraySplit(split.images[first:last], split.labels[first:last])
+    return split.take(torch.arange(first, last))
+
+
+# ---- images ----------------------------------------------------------------------------------------------------------
 
 
 def _digits() -> tuple[ArraySplit, ArraySplit, list[str]]:

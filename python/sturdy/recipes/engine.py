@@ -17,6 +17,7 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sturdy.recipes import clusters
 from sturdy.recipes.checkpoint import find_checkpoint, load_state, load_weights, recover, save_checkpoint
 from sturdy.recipes.data import DataSet
 from sturdy.recipes.distributed import World
@@ -30,12 +31,18 @@ from sturdy.recipes.progress import RunProgress
 from sturdy.recipes.runfolder import RunFolder
 from sturdy.recipes.runlog import RunLog, read_log
 from sturdy.recipes.settings import Settings
+from sturdy.recipes.speed import StepMeter
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def normalise(images: Tensor, data: DataSet) -> Tensor:
-    """Subtract the mean and divide by the deviation of the data set, per channel; ``(N, C, H, W)``."""
+    """Subtract the mean and divide by the deviation of the data set, per channel; ``(N, C, H, W)``.
+
+    Symbols, ``(N, L)`` int64, stay as they are.
+    """
+    if not images.is_floating_point():
+        return images
     mean = torch.tensor(data.mean, device=images.device)[:, None, None]
     std = torch.tensor(data.std, device=images.device)[:, None, None]
     return (images - mean) / std
@@ -92,14 +99,13 @@ class Trainer:
         self.test_loader = Loader(data.test, settings.batch_size, world, workers)
         self.steps_per_epoch = self.loader.steps_per_epoch
         self.total_steps = settings.epochs * self.steps_per_epoch
-        self.model = build_model(
-            settings, in_channels=data.channels, num_classes=len(data.classes), image_size=data.image_size
-        ).to(world.device)
+        self.model = build_model(settings, **data.sizes).to(world.device)
         self.parallel_model = world.wrap(self.model)
         self.objective = Objective(settings, masks, world.device)
         self.optimizer = make_optimizer(settings, self.model)
         self.scheduler = make_scheduler(settings, self.optimizer, self.total_steps)
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=settings.precision == "fp16")
+        self.meter = StepMeter(world.device) if settings.reads_sequences else None
         self.step = 0
         self.best_accuracy = -1.0
         # Sums over the current epoch in this process: cross-entropy, correct, images.
@@ -138,7 +144,7 @@ class Trainer:
         status = None
         for batch in self.loader.training(self.settings.seed, epoch, self.step % self.steps_per_epoch):
             lr = float(self.optimizer.param_groups[0]["lr"])
-            loss = self._train_step(batch, epoch)
+            loss = self._timed_step(batch, epoch)
             if self.step % self.settings.log_every == 0 or self.step % self.steps_per_epoch == 0:
                 # One exchange tells all processes the mean loss and whether the first one wants a checkpoint.
                 due = self.world.is_main and time.monotonic() - saved > self.checkpoint_seconds
@@ -152,6 +158,13 @@ class Trainer:
                     saved = time.monotonic()
             progress.advance(len(batch.labels) * self.world.size, status)
         self._end_epoch(epoch, time.monotonic() - started)
+
+    def _timed_step(self, batch: Batch, epoch: int) -> Tensor:
+        if self.meter is None:
+            return self._train_step(batch, epoch)
+        images = batch.images
+        tokens = images[:, 0].numel() if images.is_floating_point() else int(images.count_nonzero())
+        return self.meter.run(lambda: self._train_step(batch, epoch), tokens)
 
     def _train_step(self, batch: Batch, epoch: int) -> Tensor:
         """One update; returns the mean loss of this process's images."""
@@ -203,6 +216,7 @@ class Trainer:
         if self.settings.schedule == "plateau":
             self.scheduler.step(record.get("val_loss", record["train_loss"]))
         self._write_log("epoch", epoch=epoch, step=self.step, **record, seconds=round(seconds, 3))
+        self._log_sequences(epoch)
         self.sums.zero_()
         accuracy = record.get("val_accuracy", -1.0)
         if accuracy > self.best_accuracy:
@@ -210,6 +224,18 @@ class Trainer:
             self.best_accuracy = accuracy
             self._save(self.folder.best)
         self._save(self.folder.last)
+
+    def _log_sequences(self, epoch: int) -> None:
+        """Time and memory of a step, and how the tokens of some examples were clustered."""
+        if self.meter is None or not self.world.is_main:
+            return
+        if speed := self.meter.report():
+            self._write_log("speed", epoch=epoch, step=self.step, **speed)
+        held_out = self.data.val if len(self.data.val) else self.data.test
+        some = held_out.take(torch.arange(min(len(held_out), clusters.EXAMPLES)))
+        layers = clusters.memberships(self.model, Loader(some, self.settings.batch_size, World(self.world.device)))
+        if layers:
+            self._write_log("clusters", epoch=epoch, step=self.step, layers=layers)
 
     def _measure(self, loader: Loader) -> tuple[float, float]:
         """Mean loss and accuracy over a split, in float32, weights fixed."""

@@ -12,7 +12,7 @@ from rich.table import Table
 from torch import nn
 
 from sturdy.analysis import mean_corruption_error
-from sturdy.recipes import corruption, plots
+from sturdy.recipes import compare, corruption, plots
 from sturdy.recipes.checkpoint import find_checkpoint, load_weights
 from sturdy.recipes.data import DataSet, load_data, without_training_images
 from sturdy.recipes.distributed import World, pick_device
@@ -23,7 +23,7 @@ from sturdy.recipes.loader import Loader
 from sturdy.recipes.models import build_model
 from sturdy.recipes.progress import RunProgress
 from sturdy.recipes.runfolder import RunFolder
-from sturdy.recipes.settings import Settings
+from sturdy.recipes.settings import TOKEN_DATA_SETS, Settings
 
 PROTOCOL = "generated corruptions (not the published files), applied to clean images in [0, 1] before normalisation"
 METRIC = "mCE: plain mean of the error over corruptions and severities, no reference network"
@@ -68,6 +68,8 @@ def evaluate(options: EvaluateOptions, console: Console) -> dict[str, Any]:
         raise UsageError(f"--batch-size must be 1 or more, got {options.batch_size}")
     folder = RunFolder(options.run)
     settings, description = folder.read()
+    if settings.data in TOKEN_DATA_SETS:
+        raise UsageError(f"corruptions are for images; the accuracy of {folder.path} is in its log: sturdy analyse")
     settings = replace(
         settings,
         data_dir=options.data_dir or settings.data_dir,
@@ -104,7 +106,7 @@ def evaluate(options: EvaluateOptions, console: Console) -> dict[str, Any]:
 
 
 def _label(settings: Settings) -> str:
-    return "plain" if settings.is_baseline else settings.preset
+    return compare.label_of(settings)
 
 
 def _test_data(settings: Settings, description: dict[str, Any], folder: RunFolder) -> DataSet:
@@ -120,9 +122,7 @@ def _load(folder: RunFolder, settings: Settings, data: DataSet, which: str, worl
     checkpoint = find_checkpoint(place)
     if checkpoint is None:
         raise RecipeError(f"{folder.path} has no checkpoint {which!r} yet")
-    model = build_model(
-        settings, in_channels=data.channels, num_classes=len(data.classes), image_size=data.image_size
-    ).eval()
+    model = build_model(settings, **data.sizes).eval()
     load_weights(checkpoint, model)
     return model.to(world.device)
 

@@ -89,7 +89,7 @@ def listops_file(
 def pathfinder_file(
     folder: Path, count: int, *, size: int, seed: int = 0, processes: int = 1, display: Display = no_display
 ) -> Path:
-    """The file with ``count`` Pathfinder images of ``size`` pixels, drawn if it is not there: ``images``, ``labels``."""
+    """The file with ``count`` Pathfinder images of ``size`` pixels, drawn if it is not there."""
     path = folder / f"pathfinder{size}-{count}-seed{seed}.npz"
     make = partial(_pathfinder_block, seed=seed, size=size)
 

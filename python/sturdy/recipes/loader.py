@@ -19,14 +19,19 @@ from sturdy.recipes.data import ArraySplit, FolderSplit, Split
 from sturdy.recipes.distributed import World
 from sturdy.recipes.errors import RecipeError, one_line
 from sturdy.recipes.keyed_random import KeyedRandom, mix_key
+from sturdy.recipes.tokens import TokenSplit
+
+# Sequences of one batch are of similar length: so many batches are sorted together.
+_BATCHES_TO_SORT = 16
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Images of one step in one process.
+    """Images, or sequences, of one step in one process.
 
     Attributes:
-        images: ``(N, C, H, W)`` float32 in [0, 1], on the run's device.
+        images: ``(N, C, H, W)`` float32 in [0, 1], on the run's device; or ``(N, L)`` int64, symbols from 1 and 0 for
+            padding.
         labels: ``(N,)`` int64.
         indices: ``(N,)`` int64, places of the images in their split.
     """
@@ -66,8 +71,10 @@ class Loader:
         """The part of this process in each batch of an epoch, from ``first_step`` of the epoch on."""
         random = torch.Generator().manual_seed(mix_key(seed, "order", epoch))
         order = torch.randperm(len(self.split), generator=random)
-        steps = range(first_step, self.steps_per_epoch)
-        batches = [order[i * self.batch_size : (i + 1) * self.batch_size] for i in steps]
+        batches = [order[i * self.batch_size : (i + 1) * self.batch_size] for i in range(self.steps_per_epoch)]
+        if isinstance(self.split, TokenSplit):
+            batches = _by_length(batches, self.split.lengths, random)
+        batches = batches[first_step:]
         yield from self._read([batch[self.world.rank :: self.world.size] for batch in batches], mix_key(seed, epoch))
 
     def in_order(self) -> Iterator[Batch]:
@@ -83,6 +90,11 @@ class Loader:
                 scaled = images.float() / 255.0 if images.dtype == torch.uint8 else images
                 yield Batch(scaled, self.split.labels[indices].to(device), indices.to(device))
             return
+        if isinstance(self.split, TokenSplit):
+            for indices in batches:
+                symbols = self.split.batch(indices)
+                yield Batch(symbols.to(device), self.split.labels[indices].to(device), indices.to(device))
+            return
         loader: DataLoader[Any] = DataLoader(
             _Files(self.split, crop_key),
             batch_sampler=[batch.tolist() for batch in batches],
@@ -95,6 +107,16 @@ class Loader:
                 raise RecipeError(item)
             images, labels, indices = (part.to(device, non_blocking=True) for part in item)
             yield Batch(images.float() / 255.0, labels, indices)
+
+
+def _by_length(batches: list[Tensor], lengths: Tensor, random: torch.Generator) -> list[Tensor]:
+    """The same sequences in batches of similar length, in random order."""
+    alike: list[Tensor] = []
+    for first in range(0, len(batches), _BATCHES_TO_SORT):
+        some = batches[first : first + _BATCHES_TO_SORT]
+        together = torch.cat(some)
+        alike += together[lengths[together].argsort(stable=True)].chunk(len(some))
+    return [alike[i] for i in torch.randperm(len(alike), generator=random).tolist()]
 
 
 class _Files(Dataset[Any]):
@@ -112,7 +134,7 @@ class _Files(Dataset[Any]):
         size, key = self.split.image_size, self.crop_key
         try:
             with Image.open(path) as file:
-                image = file.convert("RGB")
+                image = file.convert("L" if self.split.grey else "RGB")
         except Exception as error:  # Pillow raises many types for a broken file
             return f"cannot read image {path}: {one_line(error)[:160]}"
         pixels = tv.pil_to_tensor(image)

@@ -68,13 +68,27 @@ def _resnet(build: Callable[..., nn.Module], in_channels: int, num_classes: int,
     return model
 
 
-def build_model(settings: Settings, *, in_channels: int, num_classes: int, image_size: int) -> nn.Module:
+def build_model(
+    settings: Settings, *, in_channels: int, num_classes: int, image_size: int, length: int = 0, vocabulary: int = 0
+) -> nn.Module:
     """The network of a run with freshly initialised weights, which depend on ``settings.seed`` alone.
 
     A network with PushPull starts from the weights of the same network without it; so does one with normalisations
-    for auxiliary images, which ``ace`` and ``jsd`` with AFA need where there is batch normalisation.
+    for auxiliary images, which ``ace`` and ``jsd`` with AFA need where there is batch normalisation. One with CAST
+    starts from those of the Transformer.
+
+    Args:
+        settings: Of the run.
+        in_channels, num_classes, image_size: Of the images; see :attr:`sturdy.recipes.data.DataSet.sizes`.
+        length, vocabulary: For a network of sequences: most tokens, and number of symbols or 0 for images.
     """
     torch.manual_seed(settings.seed)
+    if settings.reads_sequences:
+        from sturdy.recipes.sequence_models import SequenceClassifier
+
+        return SequenceClassifier(
+            settings, num_classes=num_classes, length=length or image_size**2, vocabulary=vocabulary
+        )
     if settings.model == "small-cnn":
         model: nn.Module = SmallCNN(in_channels, num_classes, pool_stem=image_size > TINY_IMAGE)
     elif settings.model in _CCT:

@@ -30,12 +30,15 @@ def make_optimizer(settings: Settings, model: nn.Module) -> torch.optim.Optimize
             weight_decay=settings.weight_decay,
             nesterov=settings.nesterov,
         )
-    return torch.optim.AdamW(groups, settings.lr, weight_decay=settings.weight_decay)
+    betas = (settings.momentum, settings.beta2)
+    return torch.optim.AdamW(groups, settings.lr, betas, weight_decay=settings.weight_decay)
 
 
 def _norm_parameters(model: nn.Module) -> list[nn.Parameter]:
-    kinds = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm, nn.GroupNorm, nn.LayerNorm)
-    found = [p for module in model.modules() if isinstance(module, kinds) for p in module.parameters(recurse=False)]
+    from sturdy.nn import ScaleNorm
+
+    norms = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, ScaleNorm)
+    found = [p for module in model.modules() if isinstance(module, norms) for p in module.parameters(recurse=False)]
     return list(dict.fromkeys(found))
 
 
@@ -44,8 +47,9 @@ def make_scheduler(settings: Settings, optimizer: torch.optim.Optimizer, total_s
 
     ``cosine``: from ``lr`` by half a cosine down to ``min_lr``. ``onecycle``: one cycle with ``lr`` as its peak and the
     momentum cycled inversely. ``steps``: a tenth after each third of the epochs. ``plateau``: a tenth when the
-    validation loss has not fallen for 10 epochs. ``cosine`` and ``steps`` rise linearly over ``warmup_epochs`` first,
-    from ``warmup_start`` times ``lr``; the cosine takes the epochs that are left.
+    validation loss has not fallen for 10 epochs. ``linear``: in a straight line down to ``min_lr``. ``cosine``,
+    ``linear`` and ``steps`` rise linearly over ``warmup_epochs`` first, from ``warmup_start`` times ``lr``; the cosine
+    and the line take the epochs that are left.
     """
     schedules = torch.optim.lr_scheduler
     if settings.schedule == "onecycle":
@@ -72,6 +76,7 @@ def make_scheduler(settings: Settings, optimizer: torch.optim.Optimizer, total_s
         if settings.schedule == "steps":
             return warm * 0.1 ** sum(step >= part * settings.epochs // 3 * per_epoch for part in (1, 2))
         done = max(0, min(step, total_steps) - rising) / max(1, total_steps - rising)
-        return warm * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * done)))
+        left = 1 - done if settings.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
+        return warm * (floor + (1 - floor) * left)
 
     return schedules.LambdaLR(optimizer, factor)

@@ -119,9 +119,7 @@ def generate_block(
     return images, labels
 
 
-def generate_image(
-    seed: int, number: int, size: int, dashes: int = HARD
-) -> tuple[npt.NDArray[np.uint8], Construction]:
+def generate_image(seed: int, number: int, size: int, dashes: int = HARD) -> tuple[npt.NDArray[np.uint8], Construction]:
     """Image ``number`` of a data set, ``(size, size)`` uint8, and its construction."""
     if size not in PARAMETERS:
         raise ValueError(f"Pathfinder has images of {', '.join(map(str, PARAMETERS))} pixels, not {size}")

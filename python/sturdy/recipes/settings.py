@@ -8,8 +8,19 @@ from typing import Any
 
 from sturdy.recipes.errors import RecipeError, UsageError, check_name
 
-DATA_SETS = ("digits", "fashion-mnist", "cifar10", "cifar100", "tinyimagenet", "npz", "imagefolder")
-MODELS = ("small-cnn", "resnet18", "resnet50", "cct_7_3x1", "cct_14_7x2")
+GENERATED_IMAGES = ("pathfinder", "pathx")
+DATA_SETS = ("digits", "fashion-mnist", "cifar10", "cifar100", "tinyimagenet", *GENERATED_IMAGES, "npz", "imagefolder")
+TOKEN_DATA_SETS = ("listops", "text")  # sequences of symbols, for networks of sequences alone
+GENERATED_DATA_SETS = ("listops", *GENERATED_IMAGES)
+TASKS = ("digits", "listops", "pathfinder", "pathx", "text", "image")
+IMAGE_MODELS = ("small-cnn", "resnet18", "resnet50", "cct_7_3x1", "cct_14_7x2")
+SEQUENCE_MODELS = ("cast", "transformer")  # they read images pixel by pixel
+MODELS = (*IMAGE_MODELS, *SEQUENCE_MODELS)
+CLUSTERINGS = ("topk", "sa_topk")
+NORMS = ("layer", "scale", "batch")
+POOLINGS = ("mean", "cls")
+PIXELS = ("token", "value")
+BACKENDS = ("auto", "reference")
 STEMS = ("plain", "pushpull")
 RESNET_STEMS = ("auto", "cifar", "tinyimagenet", "imagenet")
 GEOMETRIC_AUGMENTATIONS = ("crop", "resized-crop", "flip")
@@ -19,12 +30,12 @@ AUGMENTATIONS = (*GEOMETRIC_AUGMENTATIONS, *PAPER_AUGMENTATIONS)
 OBJECTIVES = ("ce", "pair", "ace", "jsd")
 AUXILIARY_OBJECTIVES = ("ace", "jsd")  # those with normalisations for auxiliary images
 OPTIMIZERS = ("sgd", "adamw")
-SCHEDULES = ("cosine", "onecycle", "steps", "plateau")
+SCHEDULES = ("cosine", "onecycle", "steps", "plateau", "linear")
 PRECISIONS = ("fp32", "bf16", "fp16")
 PRIME_PRESETS = ("cifar", "imagenet")
 
 # Where the data lie may change between a run and its continuation, and where its masks came from; the rest may not.
-FREE_TO_CHANGE = ("data_dir", "dfm_masks")
+FREE_TO_CHANGE = ("data_dir", "dfm_masks", "backend")
 
 
 @dataclass(frozen=True)
@@ -45,11 +56,31 @@ class Settings:
     limit_train: int | None = None
     limit_test: int | None = None
     val_fraction: float = 0.1
+    quick: bool = False
+    train_examples: int = 0
+    test_examples: int = 0
+    min_length: int = 0
+    max_length: int = 0
+    data_seed: int = 0
     stem: str = "pushpull"
     resnet_stem: str = "auto"
     avg_kernel_size: int = 0
     inhibition: float = 1.0
     trainable_inhibition: bool = False
+    depth: int = 2
+    heads: int = 2
+    width: int = 32
+    ff_width: int = 64
+    embed_width: int = 0
+    clusters: int = 4
+    cluster_size: int = 0
+    clustering: str = "topk"
+    norm: str = "layer"
+    norm_first: bool = True
+    dropout: float = 0.0
+    pooling: str = "mean"
+    pixels: str = "token"
+    backend: str = "auto"
     augment: tuple[str, ...] = ()
     crop_padding: int | None = None
     mixup: float = 0.0
@@ -69,6 +100,7 @@ class Settings:
     weight_decay: float = 0.0
     norm_weight_decay: bool = True
     momentum: float = 0.9
+    beta2: float = 0.999
     nesterov: bool = False
     grad_clip: float = 0.0
     accumulate: int = 1
@@ -83,7 +115,7 @@ class Settings:
     log_every: int = 10
 
     def __post_init__(self) -> None:
-        check_name("data set", self.data, DATA_SETS)
+        check_name("data set", self.data, (*DATA_SETS, *TOKEN_DATA_SETS))
         check_name("model", self.model, MODELS)
         check_name("stem", self.stem, STEMS)
         check_name("ResNet stem", self.resnet_stem, RESNET_STEMS)
@@ -92,6 +124,12 @@ class Settings:
         check_name("precision", self.precision, PRECISIONS)
         check_name("objective", self.objective, OBJECTIVES)
         check_name("strength of prime", self.prime_preset, PRIME_PRESETS)
+        check_name("clustering", self.clustering, CLUSTERINGS)
+        check_name("normalisation", self.norm, NORMS)
+        check_name("pooling", self.pooling, POOLINGS)
+        check_name("way to read pixels", self.pixels, PIXELS)
+        check_name("backend", self.backend, BACKENDS)
+        self._check_sequences()
         for name in self.augment:
             check_name("augmentation", name, AUGMENTATIONS)
         if len(set(self.augment)) != len(self.augment):
@@ -148,8 +186,30 @@ class Settings:
             raise UsageError(f"--val-fraction must be at least 0 and below 1, got {self.val_fraction}")
         if self.avg_kernel_size < 0 or (self.avg_kernel_size > 0 and self.avg_kernel_size % 2 == 0):
             raise UsageError(f"--avg-kernel-size must be 0 (off) or odd, got {self.avg_kernel_size}")
-        if not 0 <= self.seed < 2**63:
-            raise UsageError(f"--seed must be in [0, 2**63), got {self.seed}")
+        for name in ("seed", "data_seed"):
+            if not 0 <= getattr(self, name) < 2**63:
+                raise UsageError(f"{_option(name)} must be in [0, 2**63), got {getattr(self, name)}")
+
+    def _check_sequences(self) -> None:
+        for name in ("depth", "heads", "width", "ff_width", "clusters"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{_option(name)} must be 1 or more, got {getattr(self, name)}")
+        for name in ("embed_width", "cluster_size", "train_examples", "test_examples", "min_length", "max_length"):
+            if getattr(self, name) < 0:
+                raise UsageError(f"{_option(name)} must not be negative, got {getattr(self, name)}")
+        for name in ("dropout", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UsageError(f"{_option(name)} must be at least 0 and below 1, got {getattr(self, name)}")
+        if self.width % self.heads:
+            raise UsageError(f"--heads {self.heads} does not divide --width {self.width}")
+        if self.data not in TOKEN_DATA_SETS:
+            return
+        if self.model not in SEQUENCE_MODELS:
+            raise UsageError(
+                f"--data {self.data} is for the networks {' and '.join(SEQUENCE_MODELS)}, not {self.model}"
+            )
+        if self.augment or self.mixes:
+            raise UsageError(f"--data {self.data}: augmentations and mixing are for images")
 
     def to_json(self) -> dict[str, Any]:
         """A dictionary of plain JSON values."""
@@ -168,14 +228,20 @@ class Settings:
             raise RecipeError(f"{source}: a setting is missing ({error})") from None
 
     def baseline(self) -> Settings:
-        """The same run with the plain stem and without what the papers add to training."""
+        """The same run with the plain stem or a Transformer for CAST, and without what the papers add to training."""
         kept = tuple(name for name in self.augment if name not in PAPER_AUGMENTATIONS)
-        return dataclasses.replace(self, stem="plain", augment=kept, objective="ce", dfm_masks=None)
+        model = "transformer" if self.model == "cast" else self.model
+        return dataclasses.replace(self, model=model, stem="plain", augment=kept, objective="ce", dfm_masks=None)
 
     @property
     def is_baseline(self) -> bool:
         """True if its baseline would be the run itself."""
         return not self.baseline().differences(self)
+
+    @property
+    def reads_sequences(self) -> bool:
+        """True if the network takes symbols, or pixels one by one."""
+        return self.model in SEQUENCE_MODELS
 
     @property
     def has_auxiliary_view(self) -> bool:

@@ -36,9 +36,7 @@ class TokenSplit:
 
     def take(self, indices: Tensor) -> TokenSplit:
         """The split with these sequences, in this order."""
-        return replace(
-            self, starts=self.starts[indices], lengths=self.lengths[indices], labels=self.labels[indices]
-        )
+        return replace(self, starts=self.starts[indices], lengths=self.lengths[indices], labels=self.labels[indices])
 
     def at_most(self, length: int) -> TokenSplit:
         """The split with the first ``length`` symbols of each sequence."""

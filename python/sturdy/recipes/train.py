@@ -6,9 +6,10 @@ import os
 import shlex
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -16,18 +17,18 @@ from typing import Any
 from rich.console import Console
 from torch import Tensor
 
-from sturdy.recipes import distributed
+from sturdy.recipes import compare, distributed
 from sturdy.recipes.checkpoint import find_checkpoint, load_weights
 from sturdy.recipes.data import DataSet, load_data
 from sturdy.recipes.distributed import World
 from sturdy.recipes.engine import Trainer
 from sturdy.recipes.errors import Interrupted, RecipeError, UsageError
 from sturdy.recipes.models import build_model
-from sturdy.recipes.presets import resolve
+from sturdy.recipes.presets import data_of_task, resolve
 from sturdy.recipes.progress import RunProgress
 from sturdy.recipes.runfolder import RunFolder
 from sturdy.recipes.runlog import read_log
-from sturdy.recipes.settings import Settings
+from sturdy.recipes.settings import GENERATED_DATA_SETS, Settings
 
 
 @dataclass(frozen=True)
@@ -36,11 +37,12 @@ class TrainOptions:
 
     Attributes:
         out: The run folder.
-        baseline: Train the same network with the plain stem, and plainly, too, into ``out/baseline``.
+        baseline: Train the same network with the plain stem, and plainly, too, into ``out/baseline``; for CAST a
+            Transformer of the same sizes.
         resume: Continue the run in ``out``.
         download: Let torchvision fetch the data set.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
-        workers: Processes that decode an image folder.
+        workers: Processes that decode an image folder, or draw a data set.
         checkpoint_minutes: Longest time between two checkpoints.
     """
 
@@ -68,10 +70,13 @@ def train(preset: str, chosen: dict[str, Any], options: TrainOptions, console: C
     folder = RunFolder(options.out)
     settings = _settings_to_run(preset, chosen, options, folder)
     if options.baseline and settings.is_baseline:
-        raise UsageError("--baseline compares with the plain stem and plain training, but --stem is plain already")
+        what = "--model is transformer" if settings.reads_sequences else "--stem is plain"
+        raise UsageError(f"--baseline compares with the plain network and plain training, but {what} already")
     with distributed.session(options.device) as world, _interruptible(_resume_command(preset, options)):
         shown = console if world.is_main else None
-        data = _load(settings, options.download, world)
+        data = _load(settings, options, world, shown)
+        for name, floor in data.floors.items() if shown is not None else ():
+            console.print(f"guessing by {name.replace('_', ' ')}: {100 * floor:.2f} %", highlight=False, soft_wrap=True)
         runs = [(folder, settings)]
         if settings.finds_masks:  # with its baseline, which must come first
             runs.insert(0, (folder.baseline, settings.baseline()))
@@ -84,7 +89,7 @@ def train(preset: str, chosen: dict[str, Any], options: TrainOptions, console: C
                 _prepare(run_folder, run_settings, data)
         world.barrier()
         for run_folder, run_settings in runs:
-            label = "plain" if run_settings.is_baseline else settings.preset
+            label = compare.label_of(run_settings)
             trainer = Trainer(
                 run_settings,
                 data,
@@ -102,18 +107,32 @@ def train(preset: str, chosen: dict[str, Any], options: TrainOptions, console: C
                 trainer.run()
             if shown is not None:
                 _report(shown, run_folder, label, finished)
+        if shown is not None and settings.reads_sequences:
+            compare.show({compare.label_of(run_settings): run_folder for run_folder, run_settings in runs}, shown)
 
 
-def _load(settings: Settings, download: bool, world: World) -> DataSet:
-    """The data set; what has to be fetched is fetched by the first process while the others wait."""
-    if not download:
+def _load(settings: Settings, options: TrainOptions, world: World, console: Console | None) -> DataSet:
+    """The data set; what has to be fetched or drawn is so by the first process while the others wait."""
+    if not options.download and settings.data not in GENERATED_DATA_SETS:
         return load_data(settings)
     if world.is_main:
-        data = load_data(settings, download=True)
+        data = load_data(
+            settings,
+            download=options.download,
+            processes=max(1, options.workers),
+            display=partial(_drawing, console, settings.data),
+        )
         world.barrier()
         return data
     world.barrier()
     return load_data(settings)
+
+
+@contextmanager
+def _drawing(console: Console | None, label: str, blocks: int) -> Iterator[Callable[[int], None]]:
+    """Progress of a data set that is drawn in blocks."""
+    with RunProgress(console, f"draw {label}", blocks, unit="block") as progress:
+        yield progress.advance
 
 
 def _masks(folder: RunFolder, settings: Settings, data: DataSet, world: World, console: Console | None) -> Tensor:
@@ -126,9 +145,7 @@ def _masks(folder: RunFolder, settings: Settings, data: DataSet, world: World, c
             masks = dominant.read_masks(Path(settings.dfm_masks), settings.dfm_set, data)
         else:
             plain = settings.baseline()
-            model = build_model(
-                plain, in_channels=data.channels, num_classes=len(data.classes), image_size=data.image_size
-            )
+            model = build_model(plain, **data.sizes)
             checkpoint = find_checkpoint(folder.baseline.last)
             if checkpoint is None:
                 raise RecipeError(f"{folder.baseline.path} has no checkpoint to find masks with")
@@ -153,7 +170,11 @@ def _settings_to_run(preset: str, chosen: dict[str, Any], options: TrainOptions,
     if not folder.exists():
         raise RecipeError(f"nothing to resume: {folder.path} holds no run")
     before, _ = folder.read()
-    wanted = replace(before, **{name: value for name, value in chosen.items() if value is not None})
+    given = {name: value for name, value in chosen.items() if value is not None}
+    if "task" in given:
+        task = given.pop("task")
+        given["data"] = data_of_task(task, given.get("data") or (before.data if task == "image" else None))
+    wanted = replace(before, **given)
     if resolve(preset, {}).preset != before.preset:
         raise UsageError(f"{folder.path} was trained with preset {before.preset}, not {preset}")
     for name in wanted.differences(before):
