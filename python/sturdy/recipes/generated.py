@@ -112,7 +112,7 @@ def read_arrays(path: Path) -> Arrays:
         RecipeError: it is damaged.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
     except Exception as error:  # zipfile, zlib and the npy reader each have their own exceptions
         raise RecipeError(f"{path} is truncated or damaged ({one_line(error)[:120]}); delete it") from None

@@ -20,7 +20,7 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-BLOCK = 100  # images that one process makes at a time
+BLOCK = 50  # images that one process makes at a time
 HARD = 14  # dashes of the two contours
 
 _ANTIALIAS = 2

@@ -82,7 +82,7 @@ def read_texts(path: Path) -> tuple[TokenSplit, TokenSplit, list[str]]:
     if not path.exists():
         raise RecipeError(f"no such file or folder: {path}")
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
     except Exception as error:  # zipfile, zlib, lzma and the npy reader each have their own exceptions
         raise RecipeError(f"{path} is truncated or not an npz file ({one_line(error)[:120]})") from None
