@@ -189,15 +189,19 @@ static void choose(const cpu::CastClusterPlan& plan, int64_t begin, int64_t end)
 
 // ---- SA Top-K: tokens ask one by one ----
 
+// Rows of affinities, which lie apart where clusters come first, are read once and kept, as far as memory for them
+// goes.
 class Settlement {
  public:
   Settlement(const cpu::CastClusterPlan& plan, Arena& arena) : plan_(plan), params_(plan.params) {
-    const int64_t row_bytes = plan.padded_clusters * static_cast<int64_t>(sizeof(float));
-    block_ = std::clamp<int64_t>(kRowBytes / row_bytes, 1, kMostRows);
+    const int64_t row_bytes = plan.padded_clusters * static_cast<int64_t>(sizeof(int32_t));
+    kept_rows_ = std::clamp<int64_t>(kKeptBytes / row_bytes, 1, params_.tokens);
     waiting_ = arena.take<int32_t>(params_.tokens);
     next_ = arena.take<int32_t>(params_.tokens);
-    is_heap_ = arena.take<uint8_t>(params_.clusters);
-    rows_ = arena.take<float>(block_ * plan.padded_clusters);
+    row_of_ = arena.take<int32_t>(params_.tokens);
+    heap_of_ = arena.take<uint64_t*>(params_.clusters);
+    all_heaps_ = arena.take<uint64_t>(params_.tokens + params_.clusters);
+    rows_ = arena.take<int32_t>((kept_rows_ + kBlock) * plan.padded_clusters);
   }
 
   void run(int64_t sequence) {
@@ -207,26 +211,29 @@ class Settlement {
     counts_ = params_.counts + sequence * params_.clusters;
     least_keys_ = plan_.least_keys + sequence * plan_.padded_clusters;
     least_tokens_ = plan_.least_tokens + sequence * plan_.padded_clusters;
-    std::memset(is_heap_, 0, static_cast<size_t>(params_.clusters));
+    std::memset(heap_of_, 0, static_cast<size_t>(params_.clusters) * sizeof heap_of_[0]);
+    heaps_ = all_heaps_;
     for (int64_t c = params_.clusters; c < plan_.padded_clusters; c++) {
       least_keys_[c] = cpu::kNoKey;
       least_tokens_[c] = 0;
-    }
-    for (int64_t at = 0; at < block_ * plan_.padded_clusters; at++) {
-      rows_[at] = 0;
     }
     int64_t waiting = 0;
     for (int64_t i = 0; i < params_.tokens; i++) {
       waiting_[waiting] = static_cast<int32_t>(i);
       waiting += assignment_[i] == cpu::kFreeToken ? 1 : 0;
     }
+    if (waiting > 0) {
+      std::memset(row_of_, 0xff, static_cast<size_t>(params_.tokens) * sizeof(int32_t));
+    }
+    used_rows_ = 0;
     while (waiting > 0) {
       next_count_ = 0;
-      for (int64_t at = 0; at < waiting; at += block_) {
-        const int64_t count = std::min(block_, waiting - at);
-        read_rows(waiting_ + at, count);
-        for (int64_t r = 0; r < count; r++) {
-          ask(waiting_[at + r], rows_ + r * plan_.padded_clusters);
+      for (int64_t at = 0; at < waiting; at += kBlock) {
+        const int64_t count = std::min(kBlock, waiting - at);
+        find_rows(waiting_ + at, count);
+        for (int64_t i = 0; i < count; i++) {
+          __builtin_prefetch(row(block_rows_[std::min(i + kAhead, count - 1)]));
+          ask(waiting_[at + i], row(block_rows_[i]));
         }
       }
       std::swap(waiting_, next_);
@@ -236,106 +243,181 @@ class Settlement {
   }
 
  private:
-  static constexpr int64_t kRowBytes = int64_t{16} << 10;  // of affinities that lie along clusters at a time
-  static constexpr int64_t kMostRows = 64;
+  static constexpr int64_t kKeptBytes = int64_t{64} << 20;
+  static constexpr int64_t kBlock = 64;  // tokens whose rows are read together
+  static constexpr int64_t kAhead = 4;
+  static constexpr int64_t kLeastTransposed = 4;  // of a vector of tokens, else they are read one by one
 
-  void read_rows(const int32_t* tokens, int64_t count) {
+  int32_t* row(int64_t number) const { return rows_ + number * plan_.padded_clusters; }
+
+  // Where the rows of tokens are, after reading those that have not been.
+  void find_rows(const int32_t* tokens, int64_t count) {
+    int32_t missing[kBlock];
+    int32_t* missing_rows[kBlock];
+    int64_t missing_count = 0;
+    for (int64_t i = 0; i < count; i++) {
+      int64_t number = row_of_[tokens[i]];
+      if (number < 0) {
+        number = used_rows_ < kept_rows_ ? used_rows_++ : kept_rows_ + i;
+        row_of_[tokens[i]] = number < kept_rows_ ? static_cast<int32_t>(number) : -1;
+        missing[missing_count] = tokens[i];
+        missing_rows[missing_count++] = row(number);
+      }
+      block_rows_[i] = number;
+    }
+    for (int64_t i = 0; i < missing_count;) {
+      const int64_t first = missing[i] / kKeyLanes * kKeyLanes;
+      int64_t end = i + 1;
+      while (end < missing_count && missing[end] < first + kKeyLanes) {
+        end++;
+      }
+      if (params_.affinity_stride[1] == 1 && first + kKeyLanes <= params_.tokens && end - i >= kLeastTransposed) {
+        transpose_rows(first, missing + i, missing_rows + i, end - i);
+      } else {
+        read_rows(missing + i, missing_rows + i, end - i);
+      }
+      i = end;
+    }
+  }
+
+  void read_rows(const int32_t* tokens, int32_t* const* rows, int64_t count) {
     const int64_t stride = params_.affinity_stride[1];
     for (int64_t c = 0; c < params_.clusters; c++) {
       const float* column = column_of(params_, sequence_, c);
       for (int64_t r = 0; r < count; r++) {
-        rows_[r * plan_.padded_clusters + c] = column[tokens[r] * stride];
+        rows[r][c] = order_key(column[tokens[r] * stride]);
+      }
+    }
+    for (int64_t r = 0; r < count; r++) {
+      std::memset(rows[r] + params_.clusters, 0,
+                  static_cast<size_t>(plan_.padded_clusters - params_.clusters) * sizeof(int32_t));
+    }
+  }
+
+  // Of a vector of tokens from `first` on, of which `count` are wanted.
+  void transpose_rows(int64_t first, const int32_t* tokens, int32_t* const* rows, int64_t count) {
+    for (int64_t c = 0; c < params_.clusters; c += kKeyLanes) {
+      Vec<float> block[kKeyLanes];
+      STURDY_UNROLL
+      for (int i = 0; i < kKeyLanes; i++) {
+        block[i] = c + i < params_.clusters ? load(column_of(params_, sequence_, c + i) + first) : zero<float>();
+      }
+      transpose(block);
+      int32_t keys[kKeyLanes * kKeyLanes];
+      STURDY_UNROLL
+      for (int i = 0; i < kKeyLanes; i++) {
+        store_words(keys + i * kKeyLanes, order_keys(bits_of(block[i])));
+      }
+      for (int64_t r = 0; r < count; r++) {
+        std::memcpy(rows[r] + c, keys + (tokens[r] - first) * kKeyLanes, kKeyLanes * sizeof(int32_t));
       }
     }
   }
 
   // The token goes to its best cluster of those that would have it.
-  void ask(int32_t token, const float* row) {
+  void ask(int32_t token, const int32_t* row) {
     Keys best = Keys{} + cpu::kPaddingKey, choice = Keys{}, cluster;
     for (int i = 0; i < kKeyLanes; i++) {
       cluster[i] = i;
     }
     for (int64_t c = 0; c < plan_.padded_clusters; c += kKeyLanes, cluster += kKeyLanes) {
-      const Keys key = order_keys(load_words(row + c));
+      const Keys key = load_words(row + c);
       const Keys least = load_words(least_keys_ + c);
       const Keys welcome = (key > least) | ((key == least) & (load_words(least_tokens_ + c) > token));
       const Keys better = welcome & (key > best);
       best = better ? key : best;
       choice = better ? cluster : choice;
     }
-    int32_t best_key = cpu::kPaddingKey, best_cluster = -1;
-    for (int i = 0; i < kKeyLanes; i++) {
-      if (best[i] > best_key || (best[i] == best_key && choice[i] < best_cluster)) {
-        best_key = best[i];
-        best_cluster = choice[i];
-      }
-    }
-    if (best_cluster < 0) {  // no room anywhere, which the sizes of clusters exclude
+    const int32_t key = largest(best);
+    if (key == cpu::kPaddingKey) {  // no room anywhere, which the sizes of clusters exclude
       assignment_[token] = -1;
       return;
     }
-    keys_[token] = best_key;
-    assignment_[token] = best_cluster;
-    join(token, best_cluster);
+    keys_[token] = key;
+    const Keys others = Keys{} + cpu::kNoKey;
+    join(token, -largest(-(best == key ? choice : others)));
   }
 
   void join(int32_t token, int32_t cluster) {
-    int32_t* members = plan_.members(sequence_, cluster);
     const int64_t capacity = plan_.capacity(sequence_, cluster);
+    assignment_[token] = cluster;
     if (counts_[cluster] < capacity) {
-      members[counts_[cluster]++] = token;
+      plan_.members(sequence_, cluster)[counts_[cluster]++] = token;
       if (counts_[cluster] == capacity) {
-        make_heap(members, capacity, cluster);
+        make_heap(cluster, capacity);
+        set_least(cluster);
       }
-    } else {
-      if (is_heap_[cluster] == 0) {
-        make_heap(members, capacity, cluster);
-      }
-      assignment_[members[0]] = cpu::kFreeToken;
-      next_[next_count_++] = members[0];
-      members[0] = token;
-      sift(members, capacity, 0);
+      return;
     }
-    if (is_heap_[cluster] != 0) {
-      least_keys_[cluster] = keys_[members[0]];
-      least_tokens_[cluster] = members[0];
+    if (heap_of_[cluster] == nullptr) {
+      make_heap(cluster, capacity);
     }
+    const int32_t last = token_of(heap_of_[cluster][0]);
+    assignment_[last] = cpu::kFreeToken;
+    next_[next_count_++] = last;
+    sift(heap_of_[cluster], capacity, 0, rank_of(token));
+    set_least(cluster);
   }
 
-  // A heap whose first one is the last in order.
-  void make_heap(int32_t* members, int64_t count, int32_t cluster) {
+  // ---- heaps of the members of full clusters, the last in order first ----
+
+  // Grows from the last in order to the first.
+  uint64_t rank_of(int32_t token) const {
+    const uint32_t key = static_cast<uint32_t>(keys_[token]) ^ 0x80000000u;
+    return uint64_t{key} << 32 | (0xffffffffu - static_cast<uint32_t>(token));
+  }
+
+  static int32_t token_of(uint64_t rank) { return static_cast<int32_t>(0xffffffffu - static_cast<uint32_t>(rank)); }
+
+  void set_least(int32_t cluster) {
+    const uint64_t rank = heap_of_[cluster][0];
+    least_keys_[cluster] = static_cast<int32_t>(static_cast<uint32_t>(rank >> 32) ^ 0x80000000u);
+    least_tokens_[cluster] = token_of(rank);
+  }
+
+  // A cluster that is full stays so, so heaps of all of them hold no more than all tokens. Behind each is a rank above
+  // all others.
+  void make_heap(int32_t cluster, int64_t count) {
+    const int32_t* members = plan_.members(sequence_, cluster);
+    uint64_t* heap = heaps_;
+    heaps_ += count + 1;
+    heap_of_[cluster] = heap;
+    for (int64_t i = 0; i < count; i++) {
+      heap[i] = rank_of(members[i]);
+    }
+    heap[count] = ~uint64_t{0};
     for (int64_t at = count / 2 - 1; at >= 0; at--) {
-      sift(members, count, at);
+      sift(heap, count, at, heap[at]);
     }
-    is_heap_[cluster] = 1;
   }
 
-  bool is_after(int32_t a, int32_t b) const { return keys_[a] < keys_[b] || (keys_[a] == keys_[b] && a > b); }
-
-  void sift(int32_t* members, int64_t count, int64_t at) {
-    const int32_t token = members[at];
+  // Puts `rank` at `at`, or further down.
+  static void sift(uint64_t* heap, int64_t count, int64_t at, uint64_t rank) {
     for (;;) {
       int64_t child = 2 * at + 1;
       if (child >= count) {
         break;
       }
-      child += child + 1 < count && is_after(members[child + 1], members[child]) ? 1 : 0;
-      if (!is_after(members[child], token)) {
+      child += heap[child + 1] < heap[child] ? 1 : 0;
+      if (heap[child] >= rank) {
         break;
       }
-      members[at] = members[child];
+      heap[at] = heap[child];
       at = child;
     }
-    members[at] = token;
+    heap[at] = rank;
   }
 
   const cpu::CastClusterPlan& plan_;
   const CastClusterParams& params_;
-  int64_t block_;
   int32_t *waiting_, *next_;
   int64_t next_count_ = 0;
-  uint8_t* is_heap_;  // by cluster
-  float* rows_;
+  uint64_t** heap_of_;  // by cluster; null: not made yet
+  uint64_t *all_heaps_, *heaps_ = nullptr;
+  int32_t* rows_;    // of keys: the kept ones, and those of one block
+  int32_t* row_of_;  // by token; -1: not kept
+  int64_t kept_rows_, used_rows_ = 0;
+  int64_t block_rows_[kBlock];
 
   int64_t sequence_ = 0;
   int32_t *keys_ = nullptr, *assignment_ = nullptr, *counts_ = nullptr;

@@ -45,7 +45,7 @@ struct CastClusterPlan {
     }
     return valid[sequence] / params.clusters + (cluster < valid[sequence] % params.clusters ? 1 : 0);
   }
-  // The tokens of a cluster in any order until the end; those of a full one a heap, its last token first, if wanted.
+  // The tokens of a cluster in any order, until it is full.
   int32_t* members(int64_t sequence, int64_t cluster) const {
     return params.index + (sequence * params.clusters + cluster) * params.slots;
   }

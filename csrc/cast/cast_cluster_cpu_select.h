@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 
@@ -56,6 +57,18 @@ STURDY_ALWAYS_INLINE uint32_t lane_mask(Keys condition) {
 #endif
 }
 
+STURDY_ALWAYS_INLINE int32_t largest(Keys words) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_max_epi32((__m512i)words);
+#else
+  int32_t most = words[0];
+  for (int lane = 1; lane < kKeyLanes; lane++) {
+    most = std::max<int32_t>(most, words[lane]);
+  }
+  return most;
+#endif
+}
+
 // Writes the lanes of `words` that `mask` names to `to`, in their order, and returns how many. There is room for
 // `room` words, at least as many as are named.
 STURDY_ALWAYS_INLINE int64_t store_named(int32_t* to, Keys words, uint32_t mask, int64_t room) {
@@ -84,6 +97,8 @@ struct Cut {
 };
 
 // Splits the range of the keys into bins, counts them, and goes on with those of the bin that the k-th largest is in.
+// Of many keys, some are counted first, which tells roughly where it is: what is left to do is a pass over vectors,
+// unless the guess was wrong.
 class Selection {
  public:
   // Scratch for up to `most` keys.
@@ -92,81 +107,157 @@ class Selection {
     bins_ = arena.take<uint32_t>(kTables * kMostBins);
   }
 
-  // Of keys[0 ... count), 1 <= k <= count.
+  // Of keys[0 ... count), 1 <= k <= count; padding does not count as one of them.
   Cut find(const int32_t* keys, int64_t count, int64_t k) {
+    bool guess = count >= kLeastGuess;
     for (;;) {
-      int32_t least, most;
-      find_range(keys, count, least, most);
-      const uint32_t range = static_cast<uint32_t>(most) - static_cast<uint32_t>(least);
-      if (range == 0) {
-        return {least, k};
+      const Range range = find_range(keys, count);
+      if (range.least == range.most) {
+        return {range.least, k};
       }
-      int bin_bits = kLeastBinBits;
-      while (bin_bits < kMostBinBits && (int64_t{16} << bin_bits) < count) {
-        bin_bits++;
+      const Bins bins = cut_up(range, guess ? count / kGuessStep : count);
+      int32_t low, high;
+      if (guess) {
+        guess = false;
+        guess_range(keys, count, k, range, bins, low, high);
+        const int64_t above = count_above(keys, count, high);
+        const int64_t within = keep_between(keys, count, low, high);
+        if (above >= k || above + within < k) {
+          continue;
+        }
+        k -= above;
+        count = within;
+      } else {
+        count_bins(keys, count, kTables, range, bins);
+        int64_t bin = bins.count - 1;
+        while (bins_[bin] < k) {
+          k -= bins_[bin--];
+        }
+        low = bin_begin(range, bins, bin);
+        if (bins.shift == 0) {
+          return {low, k};
+        }
+        high = bin == bins.count - 1 ? range.most : bin_begin(range, bins, bin + 1) - 1;
+        count = keep_between(keys, count, low, high);
       }
-      const int shift = std::max(32 - __builtin_clz(range) - bin_bits, 0);
-      const int64_t bins = (range >> shift) + 1;
-      count_bins(keys, count, least, shift, bins);
-      int64_t bin = bins - 1;
-      while (bins_[bin] < k) {
-        k -= bins_[bin--];
-      }
-      if (shift == 0) {
-        return {static_cast<int32_t>(static_cast<uint32_t>(least) + static_cast<uint32_t>(bin)), k};
-      }
-      const auto first = static_cast<int32_t>(static_cast<uint32_t>(least) + (static_cast<uint32_t>(bin) << shift));
-      const int64_t last = int64_t{first} + (int64_t{1} << shift) - 1;
-      count = keep_between(keys, count, first, static_cast<int32_t>(std::min<int64_t>(last, most)));
       keys = buffer_;
     }
   }
 
  private:
-  static constexpr int kLeastBinBits = 5, kMostBinBits = 11;
+  static constexpr int kLeastBinBits = 5, kMostBinBits = 10;
   static constexpr int64_t kMostBins = int64_t{1} << kMostBinBits;
-  static constexpr int kTables = 4;  // neighbours are counted apart, as equal ones would wait for each other
+  static constexpr int64_t kTables = 4;     // neighbours are counted apart, as equal ones would wait for each other
+  static constexpr int64_t kGuessStep = 8;  // one of so many vectors is looked at
+  static constexpr int64_t kLeastGuess = 2048;
 
-  static void find_range(const int32_t* keys, int64_t count, int32_t& least, int32_t& most) {
-    least = most = keys[0];
+  struct Range {
+    int32_t least, most;
+  };
+  struct Bins {
+    int shift;
+    int64_t count;
+  };
+
+  static Range find_range(const int32_t* keys, int64_t count) {
+    Keys low = Keys{} + cpu::kNoKey, high = Keys{} + cpu::kPaddingKey;
+    const auto look_at = [&](Keys at) {
+      high = at > high ? at : high;
+      at = at == cpu::kPaddingKey ? Keys{} + cpu::kNoKey : at;
+      low = at < low ? at : low;
+    };
     int64_t i = 0;
-    if (count >= kKeyLanes) {
-      Keys low = load_words(keys), high = low;
-      for (i = kKeyLanes; i + kKeyLanes <= count; i += kKeyLanes) {
-        const Keys at = load_words(keys + i);
-        low = at < low ? at : low;
-        high = at > high ? at : high;
-      }
-      for (int lane = 0; lane < kKeyLanes; lane++) {
-        least = std::min(least, low[lane]);
-        most = std::max(most, high[lane]);
+    for (; i + kKeyLanes <= count; i += kKeyLanes) {
+      look_at(load_words(keys + i));
+    }
+    if (i < count) {
+      Keys rest = Keys{} + keys[i];
+      std::memcpy(&rest, keys + i, static_cast<size_t>(count - i) * sizeof(int32_t));
+      look_at(rest);
+    }
+    Range range{low[0], high[0]};
+    for (int lane = 1; lane < kKeyLanes; lane++) {
+      range.least = std::min<int32_t>(range.least, low[lane]);
+      range.most = std::max<int32_t>(range.most, high[lane]);
+    }
+    return range;
+  }
+
+  // As many bins as are worth it for so many keys.
+  static Bins cut_up(Range range, int64_t keys) {
+    const uint32_t width = static_cast<uint32_t>(range.most) - static_cast<uint32_t>(range.least);
+    int bits = kLeastBinBits;
+    while (bits < kMostBinBits && (int64_t{4} << bits) < keys) {
+      bits++;
+    }
+    const int shift = std::max(32 - __builtin_clz(width) - bits, 0);
+    return {shift, int64_t{width >> shift} + 1};
+  }
+
+  static int32_t bin_begin(Range range, Bins bins, int64_t bin) {
+    return static_cast<int32_t>(static_cast<uint32_t>(range.least) + (static_cast<uint32_t>(bin) << bins.shift));
+  }
+
+  // Of all keys, or of the vectors that a guess looks at. What is below the range, padding, counts as its least.
+  void count_bins(const int32_t* keys, int64_t count, int64_t step, Range range, Bins bins) {
+    std::memset(bins_, 0, static_cast<size_t>(kTables * bins.count) * sizeof(uint32_t));
+    uint32_t* tables[kTables];
+    for (int64_t t = 0; t < kTables; t++) {
+      tables[t] = bins_ + t * bins.count;
+    }
+    const auto add = [&](int64_t i, int64_t t) {
+      const int32_t key = std::max(keys[i], range.least);
+      tables[t][(static_cast<uint32_t>(key) - static_cast<uint32_t>(range.least)) >> bins.shift]++;
+    };
+    int64_t i = 0;
+    for (; i + kTables <= count; i += step) {
+      STURDY_UNROLL
+      for (int64_t t = 0; t < kTables; t++) {
+        add(i + t, t);
       }
     }
-    for (; i < count; i++) {
-      least = std::min(least, keys[i]);
-      most = std::max(most, keys[i]);
+    for (; step == kTables && i < count; i++) {
+      add(i, 0);
+    }
+    for (int64_t bin = 0; bin < bins.count; bin++) {
+      tables[0][bin] += tables[1][bin] + tables[2][bin] + tables[3][bin];
     }
   }
 
-  void count_bins(const int32_t* keys, int64_t count, int32_t least, int shift, int64_t bins) {
-    std::memset(bins_, 0, static_cast<size_t>(kTables * bins) * sizeof(uint32_t));
-    const auto bin_of = [&](int64_t i) {
-      return (static_cast<uint32_t>(keys[i]) - static_cast<uint32_t>(least)) >> shift;
-    };
-    uint32_t *first = bins_, *second = bins_ + bins, *third = bins_ + 2 * bins, *fourth = bins_ + 3 * bins;
+  // A range of keys that the k-th largest is most likely in: its rank among those looked at is off by about the root of
+  // the rank.
+  void guess_range(const int32_t* keys, int64_t count, int64_t k, Range range, Bins bins, int32_t& low, int32_t& high) {
+    count_bins(keys, count, kTables * kGuessStep, range, bins);
+    const double looked_at = static_cast<double>(count / (kTables * kGuessStep) * kTables);
+    const double part = static_cast<double>(k) / static_cast<double>(count);
+    const double rank = looked_at * part;
+    const double margin = 4 + 4 * std::sqrt(rank * (1 - part));
+    int64_t seen = 0;
+    int64_t bin = bins.count - 1;
+    while (bin > 0 && static_cast<double>(seen + bins_[bin]) < rank - margin) {
+      seen += bins_[bin--];
+    }
+    high = bin == bins.count - 1 ? range.most : bin_begin(range, bins, bin + 1) - 1;
+    while (bin > 0 && static_cast<double>(seen + bins_[bin]) < rank + margin) {
+      seen += bins_[bin--];
+    }
+    low = bin_begin(range, bins, bin);
+  }
+
+  static int64_t count_above(const int32_t* keys, int64_t count, int32_t bound) {
+    Keys sum = Keys{};
     int64_t i = 0;
-    for (; i + kTables <= count; i += kTables) {
-      first[bin_of(i)]++;
-      second[bin_of(i + 1)]++;
-      third[bin_of(i + 2)]++;
-      fourth[bin_of(i + 3)]++;
+    for (; i + kKeyLanes <= count; i += kKeyLanes) {
+      sum -= load_words(keys + i) > bound;
+    }
+    int64_t above = 0;
+    for (int lane = 0; lane < kKeyLanes; lane++) {
+      above += sum[lane];
     }
     for (; i < count; i++) {
-      first[bin_of(i)]++;
+      above += keys[i] > bound ? 1 : 0;
     }
-    for (int64_t bin = 0; bin < bins; bin++) {
-      first[bin] += second[bin] + third[bin] + fourth[bin];
-    }
+    return above;
   }
 
   // The keys from `first` to `last` move to the buffer, in their order, where they may already be.
