@@ -48,7 +48,11 @@ void forward_stages(const cpu::FftAxis<T>& axis, int first, int last, const T* f
       call.from_i = from_i;
       call.from_stride = from_stride;
     }
-    stage_kernels<T>(stage.radix).forward(call);
+    if (s == 0 && axis.coprime) {
+      stage_kernels<T>(stage.radix).forward_coprime(call, from_r == work_r ? 1 : stage.radix);
+    } else {
+      stage_kernels<T>(stage.radix).forward(call);
+    }
   }
 }
 
@@ -67,7 +71,11 @@ void inverse_stages(const cpu::FftAxis<T>& axis, int last, T* work_r, T* work_i,
       call.to_i = to_i;
       call.to_stride = to_stride;
     }
-    stage_kernels<T>(stage.radix).inverse(call);
+    if (s == 0 && axis.coprime) {
+      stage_kernels<T>(stage.radix).inverse_coprime(call, to_r == work_r ? 1 : stage.radix);
+    } else {
+      stage_kernels<T>(stage.radix).inverse(call);
+    }
   }
 }
 
@@ -88,7 +96,8 @@ void forward_by_chirp(const cpu::FftAxis<T>& axis, const T* from_r, const T* fro
   multiply_vectors<T, true>(work_r, work_i, lanes, work_r, work_i, axis.chirp, axis.size);
 }
 
-// from -> work, frequency k at axis.places[k]; `work` holds axis.length vectors and may be `from`.
+// from -> work, frequency k at axis.places[k]; `work` holds axis.length vectors and may be `from`, where the samples of
+// a coprime axis then stand in their slots.
 template <typename T>
 void forward_axis(const cpu::FftAxis<T>& axis, const T* from_r, const T* from_i, ptrdiff_t from_stride, T* work_r,
                   T* work_i, Prefetch& prefetch) {
@@ -101,7 +110,7 @@ void forward_axis(const cpu::FftAxis<T>& axis, const T* from_r, const T* from_i,
   }
 }
 
-// work, frequencies placed as above -> to, without the factor 1 / size; `to` may be `work`.
+// work, frequencies placed as above -> to, without the factor 1 / size; `to` may be `work`, with the same slots.
 template <typename T>
 void inverse_axis(const cpu::FftAxis<T>& axis, T* work_r, T* work_i, T* to_r, T* to_i, ptrdiff_t to_stride,
                   Prefetch& prefetch) {

@@ -1,8 +1,8 @@
 // The last stage down the columns and what comes with it: forward, the spectra of a vector's two columns are separated
 // and turned into strips of rows; back, the reverse. See fft_plane_plan.h.
 //
-// A block of the last stage holds the frequencies f + k * blocks, so that of -f holds their mirror images. With both in
-// registers z = a + i b comes apart at once: twice a's spectrum is z(k) + conj z(-k), twice b's is
+// A block of the last stage holds the frequencies f + k * blocks (or, of a coprime axis, all that are f modulo the number
+// of blocks), so that of -f holds their mirror images. With both in registers z = a + i b comes apart at once: twice a's spectrum is z(k) + conj z(-k), twice b's is
 // -i (z(k) - conj z(-k)). Rows leave through a ring of four parts, from which `lanes` of them at a time are turned.
 #pragma once
 
@@ -20,34 +20,56 @@ struct ColumnBlock {
   int64_t right_skip;
 };
 
+// Where a block's columns stand in a strip: side by side or, of a coprime axis, in their slots.
+template <typename T>
+struct StripColumns {
+  const int64_t* slots;  // of the block's first column; null: side by side
+  int64_t first;
+
+  STURDY_ALWAYS_INLINE StripColumns(const cpu::FftAxis<T>& rows, int64_t begin)
+      : slots(rows.coprime ? rows.slots + begin : nullptr), first(begin) {}
+
+  STURDY_ALWAYS_INLINE int64_t operator()(int64_t column) const {
+    return (slots == nullptr ? first + column : slots[column]) * kLanes<T>;
+  }
+};
+
 // Turned rows to columns [skip, count) of a strip. Vectors are named by constants everywhere, also on the rare way: an
 // index that is known at run time alone would keep all of them in memory.
 template <typename T>
-STURDY_ALWAYS_INLINE void store_tile(const Vec<T> (&tile)[kLanes<T>], T* strip, int64_t skip, int64_t count) {
+STURDY_ALWAYS_INLINE void store_tile(const Vec<T> (&tile)[kLanes<T>], T* strip, StripColumns<T> at, int64_t skip,
+                                     int64_t count) {
   constexpr int64_t lanes = kLanes<T>;
   if (skip == 0 && count == lanes) {
+    T* const first = strip + at.first * lanes;
     STURDY_UNROLL
     for (int64_t c = 0; c < lanes; c++) {
-      store(strip + c * lanes, tile[c]);
+      store(at.slots == nullptr ? first + c * lanes : strip + at.slots[c] * lanes, tile[c]);
     }
     return;
   }
   STURDY_UNROLL
   for (int64_t c = 0; c < lanes; c++) {
     if (c >= skip && c < count) {
-      store(strip + c * lanes, tile[c]);
+      store(strip + at(c), tile[c]);
     }
   }
 }
 
 template <typename T>
-STURDY_ALWAYS_INLINE void load_tile(Vec<T> (&tile)[kLanes<T>], const T* strip, int64_t count) {
+STURDY_ALWAYS_INLINE void load_tile(Vec<T> (&tile)[kLanes<T>], const T* strip, StripColumns<T> at, int64_t count) {
   constexpr int64_t lanes = kLanes<T>;
-  const T* last = strip + (count - 1) * lanes;
+  if (count == lanes) {
+    const T* const first = strip + at.first * lanes;
+    STURDY_UNROLL
+    for (int64_t c = 0; c < lanes; c++) {
+      tile[c] = load(at.slots == nullptr ? first + c * lanes : strip + at.slots[c] * lanes);
+    }
+    return;
+  }
   STURDY_UNROLL
   for (int64_t c = 0; c < lanes; c++) {  // beyond the last column any will do: nobody reads what becomes of it
-    const T* at = strip + c * lanes;
-    tile[c] = load(count == lanes || at < last ? at : last);
+    tile[c] = load(strip + at(c < count ? c : count - 1));
   }
 }
 
@@ -79,7 +101,7 @@ struct Ring {
 
 // One part of the ring from rows to columns, or back.
 template <typename T>
-STURDY_ALWAYS_INLINE void turn_out(const T* rows, T* strip, int64_t skip, int64_t count) {
+STURDY_ALWAYS_INLINE void turn_out(const T* rows, T* strip, StripColumns<T> at, int64_t skip, int64_t count) {
   constexpr int64_t lanes = kLanes<T>;
   Vec<T> tile[lanes];
   STURDY_UNROLL
@@ -87,14 +109,14 @@ STURDY_ALWAYS_INLINE void turn_out(const T* rows, T* strip, int64_t skip, int64_
     tile[j] = load(rows + j * lanes);
   }
   transpose(tile);
-  store_tile(tile, strip, skip, count);
+  store_tile(tile, strip, at, skip, count);
 }
 
 template <typename T>
-STURDY_ALWAYS_INLINE void turn_in(const T* strip, T* rows, int64_t count) {
+STURDY_ALWAYS_INLINE void turn_in(const T* strip, StripColumns<T> at, T* rows, int64_t count) {
   constexpr int64_t lanes = kLanes<T>;
   Vec<T> tile[lanes];
-  load_tile(tile, strip, count);
+  load_tile(tile, strip, at, count);
   transpose(tile);
   STURDY_UNROLL
   for (int64_t j = 0; j < lanes; j++) {
@@ -106,32 +128,28 @@ template <typename T>
 void turn_strip_out(const ColumnCall<T>& call, int64_t strip) {
   const Ring<T> ring(call);
   const ColumnBlock& block = call.block;
+  const StripColumns<T> left(call.plan->rows, block.left), right(call.plan->rows, block.right);
   const int64_t row = strip * kLanes<T>;
-  const int64_t left = (strip * call.plan->width + block.left) * kLanes<T>;
-  const int64_t right = (strip * call.plan->width + block.right) * kLanes<T>;
-  turn_out(ring.at(kLeftReal, row), call.spectrum_r + left, 0, block.left_count);
-  turn_out(ring.at(kLeftImaginary, row), call.spectrum_i + left, 0, block.left_count);
-  turn_out(ring.at(kRightReal, row), call.spectrum_r + right, block.right_skip, block.right_count);
-  turn_out(ring.at(kRightImaginary, row), call.spectrum_i + right, block.right_skip, block.right_count);
+  T* const real = call.spectrum_r + row * call.plan->width;
+  T* const imaginary = call.spectrum_i + row * call.plan->width;
+  turn_out(ring.at(kLeftReal, row), real, left, 0, block.left_count);
+  turn_out(ring.at(kLeftImaginary, row), imaginary, left, 0, block.left_count);
+  turn_out(ring.at(kRightReal, row), real, right, block.right_skip, block.right_count);
+  turn_out(ring.at(kRightImaginary, row), imaginary, right, block.right_skip, block.right_count);
 }
 
 template <typename T>
 void turn_strip_in(const ColumnCall<T>& call, int64_t strip) {
   const Ring<T> ring(call);
   const ColumnBlock& block = call.block;
+  const StripColumns<T> left(call.plan->rows, block.left), right(call.plan->rows, block.right);
   const int64_t row = strip * kLanes<T>;
-  const int64_t left = (strip * call.plan->width + block.left) * kLanes<T>;
-  const int64_t right = (strip * call.plan->width + block.right) * kLanes<T>;
-  turn_in(call.spectrum_r + left, ring.at(kLeftReal, row), block.left_count);
-  turn_in(call.spectrum_i + left, ring.at(kLeftImaginary, row), block.left_count);
-  turn_in(call.spectrum_r + right, ring.at(kRightReal, row), block.right_count);
-  turn_in(call.spectrum_i + right, ring.at(kRightImaginary, row), block.right_count);
-}
-
-// Which of R outputs of a block is the mirror image of output k, where the block is its own.
-template <int R>
-constexpr int own_mirror(bool first, int k) {
-  return first ? (R - k) % R : R - 1 - k;
+  const T* const real = call.spectrum_r + row * call.plan->width;
+  const T* const imaginary = call.spectrum_i + row * call.plan->width;
+  turn_in(real, left, ring.at(kLeftReal, row), block.left_count);
+  turn_in(imaginary, left, ring.at(kLeftImaginary, row), block.left_count);
+  turn_in(real, right, ring.at(kRightReal, row), block.right_count);
+  turn_in(imaginary, right, ring.at(kRightImaginary, row), block.right_count);
 }
 
 template <typename T>
@@ -180,8 +198,20 @@ STURDY_ALWAYS_INLINE void restore_samples(const Vec<T> (&r)[R], const Vec<T> (&i
   run_butterfly<T, R>(get, put);
 }
 
+// The output of a block that is the mirror image of output k of another one, see fft_plan.h.
+template <int R, bool coprime>
+constexpr int mirrored_output(int k) {
+  return coprime ? (R - k) % R : R - 1 - k;
+}
+
+// Where block f of the last stage begins: that of the frequencies f + k * blocks, or f modulo the number of blocks.
+template <int R, bool coprime>
+STURDY_ALWAYS_INLINE int64_t block_begin(const int64_t* places, int64_t f) {
+  return coprime ? f * R : places[f];
+}
+
 // z, all stages but the last of radix R done -> the strips.
-template <typename T, int R>
+template <typename T, int R, bool coprime>
 void split_stage(const ColumnCall<T>& call) {
   constexpr int64_t lanes = kLanes<T>;
   const cpu::FftPlanePlan<T>& plan = *call.plan;
@@ -192,8 +222,8 @@ void split_stage(const ColumnCall<T>& call) {
   const bool packed = plan.packed;
   int64_t row = 0, turned = 0;
   for (int64_t f = 0; 2 * f <= blocks; f++) {
-    const T* at_r = call.column_r + places[f] * stride;
-    const T* at_i = call.column_i + places[f] * stride;
+    const T* at_r = call.column_r + block_begin<R, coprime>(places, f) * stride;
+    const T* at_i = call.column_i + block_begin<R, coprime>(places, f) * stride;
     Vec<T> r[R], i[R];
     transform_samples<T, R>(at_r, at_i, stride, r, i);
     if (f == 0) {
@@ -218,13 +248,14 @@ void split_stage(const ColumnCall<T>& call) {
         put_row(ring, row++, r[k], i[k], r[R - 1 - k], i[R - 1 - k]);
       }
     } else {
-      const T* mirror_r = call.column_r + places[blocks - f] * stride;
-      const T* mirror_i = call.column_i + places[blocks - f] * stride;
+      const T* mirror_r = call.column_r + block_begin<R, coprime>(places, blocks - f) * stride;
+      const T* mirror_i = call.column_i + block_begin<R, coprime>(places, blocks - f) * stride;
       Vec<T> u[R], v[R];
       transform_samples<T, R>(mirror_r, mirror_i, stride, u, v);
       STURDY_UNROLL
       for (int k = 0; k < R; k++) {
-        put_row(ring, row + k, r[k], i[k], u[R - 1 - k], v[R - 1 - k]);
+        constexpr auto mirror = mirrored_output<R, coprime>;
+        put_row(ring, row + k, r[k], i[k], u[mirror(k)], v[mirror(k)]);
       }
       row += R;
     }
@@ -242,7 +273,7 @@ void split_stage(const ColumnCall<T>& call) {
 }
 
 // The strips -> z, ready for all stages but the last.
-template <typename T, int R>
+template <typename T, int R, bool coprime>
 void merge_stage(const ColumnCall<T>& call) {
   constexpr int64_t lanes = kLanes<T>;
   const cpu::FftPlanePlan<T>& plan = *call.plan;
@@ -258,8 +289,8 @@ void merge_stage(const ColumnCall<T>& call) {
     }
   };
   for (int64_t f = 0; 2 * f <= blocks; f++) {
-    T* at_r = call.column_r + places[f] * stride;
-    T* at_i = call.column_i + places[f] * stride;
+    T* at_r = call.column_r + block_begin<R, coprime>(places, f) * stride;
+    T* at_i = call.column_i + block_begin<R, coprime>(places, f) * stride;
     Vec<T> r[R], i[R];
     if (f == 0) {
       need(R / 2 + (packed ? 0 : 1));
@@ -294,12 +325,13 @@ void merge_stage(const ColumnCall<T>& call) {
       }
     } else {
       need(row + R);
-      T* mirror_r = call.column_r + places[blocks - f] * stride;
-      T* mirror_i = call.column_i + places[blocks - f] * stride;
+      T* mirror_r = call.column_r + block_begin<R, coprime>(places, blocks - f) * stride;
+      T* mirror_i = call.column_i + block_begin<R, coprime>(places, blocks - f) * stride;
       Vec<T> u[R], v[R];
       STURDY_UNROLL
       for (int k = 0; k < R; k++) {
-        get_row(ring, row + k, r[k], i[k], u[R - 1 - k], v[R - 1 - k]);
+        constexpr auto mirror = mirrored_output<R, coprime>;
+        get_row(ring, row + k, r[k], i[k], u[mirror(k)], v[mirror(k)]);
       }
       row += R;
       restore_samples<T, R>(u, v, mirror_r, mirror_i, stride);
@@ -312,11 +344,23 @@ template <typename T>
 struct ColumnKernels {
   void (*split)(const ColumnCall<T>&);
   void (*merge)(const ColumnCall<T>&);
+  void (*split_coprime)(const ColumnCall<T>&);  // of the radices that may be last on a coprime axis
+  void (*merge_coprime)(const ColumnCall<T>&);
 };
+
+template <typename T, int R>
+constexpr ColumnKernels<T> kernels_of_columns() {
+  ColumnKernels<T> kernels = {split_stage<T, R, false>, merge_stage<T, R, false>, nullptr, nullptr};
+  if constexpr (R % 2 == 1 && R > 1 && R <= cpu::kLargestCoprimeLast) {
+    kernels.split_coprime = split_stage<T, R, true>;
+    kernels.merge_coprime = merge_stage<T, R, true>;
+  }
+  return kernels;
+}
 
 template <typename T, int... R>
 const ColumnKernels<T>& column_kernels(int radix, std::integer_sequence<int, R...>) {
-  static constexpr ColumnKernels<T> table[] = {{split_stage<T, R>, merge_stage<T, R>}...};
+  static constexpr ColumnKernels<T> table[] = {kernels_of_columns<T, R>()...};
   static constexpr int radices[] = {R...};
   int at = 0;
   while (radices[at] != radix) {

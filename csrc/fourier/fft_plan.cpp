@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <complex>
 #include <limits>
+#include <numeric>
 #include <vector>
 
 #include "fourier/fft_roots.h"
@@ -70,9 +71,22 @@ int64_t convolution_length(int64_t least) {
   return best;
 }
 
+bool are_coprime(const std::vector<int>& radices) {
+  return radices.size() == 2 && radices[0] % 2 == 1 && radices[1] % 2 == 1 && radices[1] <= kLargestCoprimeLast &&
+         std::gcd(radices[0], radices[1]) == 1;
+}
+
 // Which frequency stands at position p after the stages.
 template <typename T>
 int64_t frequency_at(const FftAxis<T>& axis, int64_t p) {
+  if (axis.coprime) {
+    const int64_t a = axis.stages[0].radix, b = axis.stages[1].radix;
+    int64_t k = p / b;
+    while (k % b != p % b) {
+      k += a;
+    }
+    return k;
+  }
   int64_t frequency = 0;
   int64_t weight = 1;
   for (int s = 0; s < axis.stage_count; s++) {
@@ -145,7 +159,7 @@ void set_stages(FftAxis<T>& axis, const Radices& radices) {
     rest /= radix;
     stage.spacing = rest;
     stage.rotation = rotation;
-    rotation += (rest - 1) * (radix - 1) * 2;
+    rotation += axis.coprime ? 0 : (rest - 1) * (radix - 1) * 2;
   }
 }
 
@@ -163,6 +177,7 @@ FftAxis<T> make_fft_axis(int64_t size) {
   if (even != radices.rend()) {
     std::rotate(even.base() - 1, even.base(), radices.end());
   }
+  axis.coprime = !axis.chirped && are_coprime(radices);
   set_stages(axis, radices);
   return axis;
 }
@@ -182,18 +197,19 @@ FftAxis<T> make_fft_axis(std::initializer_list<int> radices) {
 template <typename T>
 void place_fft_axis(FftAxis<T>& axis, Arena& arena) {
   int64_t rotations = 0;
-  for (int s = 0; s < axis.stage_count; s++) {
+  for (int s = 0; s < axis.stage_count && !axis.coprime; s++) {
     rotations += (axis.stages[s].spacing - 1) * (axis.stages[s].radix - 1) * 2;
   }
   axis.rotations = arena.take<T>(rotations);
   axis.places = arena.take<int64_t>(axis.size);
+  axis.slots = axis.coprime ? arena.take<int64_t>(axis.size) : nullptr;
   axis.chirp = arena.take<T>(axis.chirped ? 2 * axis.size : 0);
   axis.response = arena.take<T>(axis.chirped ? 2 * axis.length : 0);
 }
 
 template <typename T>
 void fill_fft_axis(FftAxis<T>& axis) {
-  for (int s = 0; s < axis.stage_count; s++) {
+  for (int s = 0; s < axis.stage_count && !axis.coprime; s++) {
     const FftStage& stage = axis.stages[s];
     T* at = const_cast<T*>(axis.rotations) + stage.rotation;
     for (int64_t n = 1; n < stage.spacing; n++) {
@@ -215,6 +231,13 @@ void fill_fft_axis(FftAxis<T>& axis) {
       }
     } else {
       places[frequency_at(axis, p)] = p;
+    }
+  }
+  if (axis.coprime) {
+    int64_t* slots = const_cast<int64_t*>(axis.slots);
+    const int64_t a = axis.stages[0].radix, b = axis.stages[1].radix;
+    for (int64_t slot = 0; slot < axis.size; slot++) {
+      slots[(slot / b * b + slot % b * a) % axis.size] = slot;
     }
   }
 }

@@ -4,7 +4,13 @@
 // A transform of `length` samples is a row of stages, decimation in frequency: the first takes butterflies of radix r
 // over samples length / r apart and rotates the results; what is left are r transforms of length / r samples each.
 // Nothing is put back into order, so frequency k stands at position `places[k]`. The inverse runs the stages backwards
-// on that order. Sizes with a prime factor above 31 go through a convolution with a chirp (Bluestein), whose length has
+// on that order.
+//
+// A product of two odd radices without a common divisor needs no rotations ("coprime", Good 1958): samples are numbered
+// in another order, sample (b j + a k) mod a b as butterfly k's input j, and frequencies by their remainders modulo
+// both radices. The first stage reads samples in that order, unless they come in place: then they stand in it already.
+//
+// Sizes with a prime factor above 31 go through a convolution with a chirp (Bluestein), whose length has
 // small factors.
 #pragma once
 
@@ -17,6 +23,7 @@ namespace sturdy {
 namespace cpu {
 
 constexpr int kLargestRadix = 31;
+constexpr int kLargestCoprimeLast = 13;  // of the last radix of coprime ones
 constexpr int kMostStages = 40;
 
 struct FftStage {
@@ -31,10 +38,12 @@ struct FftAxis {
   int64_t size;    // samples
   int64_t length;  // of the transform that is computed: size, or that of the convolution
   bool chirped;    // length differs from size
+  bool coprime;    // two stages without rotations
   int stage_count;
   FftStage stages[kMostStages];
   const T* rotations;     // (cos, sin) of the stages' exp(-i angle)
   const int64_t* places;  // (size): where frequency k stands after the forward transform
+  const int64_t* slots;   // (size), null unless coprime: where sample j stands before a transform in place
   const T* chirp;         // (size, 2): exp(-pi i j^2 / size)
   const T* response;      // (length, 2): transform of the conjugate chirp over length, in the order of the stages
 };

@@ -27,13 +27,13 @@ ColumnBlock column_block(const cpu::FftPlanePlan<T>& plan, int64_t index) {
   return block;
 }
 
-// Columns [begin, begin + count) to consecutive vectors, zero in the lanes beyond.
+// Columns [begin, begin + count) to consecutive vectors, in the order of a transform in place, zero in the lanes beyond.
 template <typename S, typename T>
-void gather_columns(PlaneRows<const S> plane, int64_t height, int64_t begin, int64_t count, T* to) {
+void gather_columns(PlaneRows<const S> plane, const cpu::FftAxis<T>& axis, int64_t begin, int64_t count, T* to) {
   constexpr int64_t lanes = kLanes<T>;
-  for (int64_t h = 0; h < height; h++) {
+  for (int64_t h = 0; h < axis.size; h++) {
     const S* row = plane.data + h * plane.stride + begin;
-    store(to + h * lanes, count == lanes ? load(row) : load_partial(row, count));
+    store(to + (axis.coprime ? axis.slots[h] : h) * lanes, count == lanes ? load(row) : load_partial(row, count));
   }
 }
 
@@ -53,12 +53,12 @@ STURDY_ALWAYS_INLINE Vec<T> clamp(Vec<T> v, const Bounds<T>& bounds) {
 }
 
 template <typename S, typename T>
-void scatter_columns(const T* from, PlaneRows<S> plane, int64_t height, int64_t begin, int64_t count,
+void scatter_columns(const T* from, const cpu::FftAxis<T>& axis, PlaneRows<S> plane, int64_t begin, int64_t count,
                      const Bounds<T>& bounds) {
   constexpr int64_t lanes = kLanes<T>;
-  for (int64_t h = 0; h < height; h++) {
+  for (int64_t h = 0; h < axis.size; h++) {
     S* row = plane.data + h * plane.stride + begin;
-    Vec<T> v = load(from + h * lanes);
+    Vec<T> v = load(from + (axis.coprime ? axis.slots[h] : h) * lanes);
     v = bounds.clip ? clamp(v, bounds) : v;
     if (count == lanes) {
       store(row, v);
@@ -91,7 +91,8 @@ void forward_block(const cpu::FftPlanePlan<T>& plan, const ColumnBlock& block, c
     call.column_i = const_cast<T*>(from_i);
     call.stride = stride;
   }
-  column_kernels<T>(plan.last_radix).split(call);
+  const ColumnKernels<T>& kernels = column_kernels<T>(plan.last_radix);
+  (axis.coprime ? kernels.split_coprime : kernels.split)(call);
 }
 
 template <typename T>
@@ -107,7 +108,8 @@ void inverse_block(const cpu::FftPlanePlan<T>& plan, const ColumnBlock& block, c
     column_kernels<T>(plan.last_radix).merge(call);
     return;
   }
-  column_kernels<T>(plan.last_radix).merge(call);
+  const ColumnKernels<T>& kernels = column_kernels<T>(plan.last_radix);
+  (axis.coprime ? kernels.merge_coprime : kernels.merge)(call);
   if (axis.chirped) {
     inverse_axis<T>(axis, work.column_r, work.column_i, to_r, to_i, stride, none);
   } else {
@@ -127,8 +129,8 @@ void forward_columns(const cpu::FftPlanePlan<T>& plan, PlaneRows<const S> plane,
         continue;
       }
     }
-    gather_columns<S>(plane, plan.height, block.left, block.left_count, zr);
-    gather_columns<S>(plane, plan.height, block.right, block.right_count, zi);
+    gather_columns<S>(plane, plan.columns, block.left, block.left_count, zr);
+    gather_columns<S>(plane, plan.columns, block.right, block.right_count, zi);
     forward_block<T>(plan, block, zr, zi, kLanes<T>, work);
   }
 }
@@ -147,8 +149,8 @@ void inverse_columns(const cpu::FftPlanePlan<T>& plan, const cpu::FftPlaneWork<T
       }
     }
     inverse_block<T>(plan, block, work, zr, zi, kLanes<T>);
-    scatter_columns<S>(zr, plane, plan.height, block.left, block.left_count, bounds);
-    scatter_columns<S>(zi, plane, plan.height, block.right, block.right_count, bounds);
+    scatter_columns<S>(zr, plan.columns, plane, block.left, block.left_count, bounds);
+    scatter_columns<S>(zi, plan.columns, plane, block.right, block.right_count, bounds);
   }
 }
 

@@ -157,6 +157,49 @@ void inverse_stage(const StageCall<T>& call) {
   }
 }
 
+// The first stage of a coprime axis: butterfly n takes the samples n * shift + k * spacing modulo the size. The shift is
+// R where samples have their natural order, 1 where they stand in their slots.
+template <typename T, int R>
+void forward_coprime_stage(const StageCall<T>& call, ptrdiff_t shift) {
+  const ptrdiff_t spacing = call.spacing, size = R * spacing;
+  for (ptrdiff_t n = 0; n < spacing; n++) {
+    const auto get = [&](int k, Vec<T>& r, Vec<T>& i) STURDY_INLINE_LAMBDA {
+      const ptrdiff_t turn = n * shift + k * spacing;
+      const ptrdiff_t at = (turn < size ? turn : turn - size) * call.from_stride;
+      r = load(call.from_r + at);
+      i = load(call.from_i + at);
+    };
+    const auto put = [&](int k, Vec<T> r, Vec<T> i) STURDY_INLINE_LAMBDA {
+      const ptrdiff_t at = (n + k * spacing) * call.to_stride;
+      store(call.to_r + at, r);
+      store(call.to_i + at, i);
+    };
+    run_butterfly<T, R>(get, put);
+    call.prefetch->step();
+  }
+}
+
+// The last stage back, its results in either order.
+template <typename T, int R>
+void inverse_coprime_stage(const StageCall<T>& call, ptrdiff_t shift) {
+  const ptrdiff_t spacing = call.spacing, size = R * spacing;
+  for (ptrdiff_t n = 0; n < spacing; n++) {
+    const auto get = [&](int k, Vec<T>& i, Vec<T>& r) STURDY_INLINE_LAMBDA {
+      const ptrdiff_t at = (n + k * spacing) * call.from_stride;
+      r = load(call.from_r + at);
+      i = load(call.from_i + at);
+    };
+    const auto put = [&](int k, Vec<T> i, Vec<T> r) STURDY_INLINE_LAMBDA {
+      const ptrdiff_t turn = n * shift + k * spacing;
+      const ptrdiff_t at = (turn < size ? turn : turn - size) * call.to_stride;
+      store(call.to_r + at, r);
+      store(call.to_i + at, i);
+    };
+    run_butterfly<T, R>(get, put);
+    call.prefetch->step();
+  }
+}
+
 // The last stage forward, a product with the mask, and the first stage of the inverse, in registers and in place.
 template <typename T, int R>
 void filter_stage(const StageCall<T>& call) {
@@ -276,11 +319,23 @@ struct StageKernels {
   void (*inverse)(const StageCall<T>&);
   void (*filter)(const StageCall<T>&);
   void (*packed_filter)(const StageCall<T>&, const T* q_mask, const int64_t* places);
+  void (*forward_coprime)(const StageCall<T>&, ptrdiff_t shift);  // of odd radices
+  void (*inverse_coprime)(const StageCall<T>&, ptrdiff_t shift);
 };
 
 template <typename T, int R>
-inline constexpr StageKernels<T> kStage = {forward_stage<T, R>, inverse_stage<T, R>, filter_stage<T, R>,
-                                           packed_filter_stage<T, R>};
+constexpr StageKernels<T> kernels_of_stage() {
+  StageKernels<T> kernels = {forward_stage<T, R>,       inverse_stage<T, R>, filter_stage<T, R>,
+                             packed_filter_stage<T, R>, nullptr,             nullptr};
+  if constexpr (R % 2 == 1) {
+    kernels.forward_coprime = forward_coprime_stage<T, R>;
+    kernels.inverse_coprime = inverse_coprime_stage<T, R>;
+  }
+  return kernels;
+}
+
+template <typename T, int R>
+inline constexpr StageKernels<T> kStage = kernels_of_stage<T, R>();
 
 // The radices of fft_plan.cpp.
 template <typename T>
