@@ -233,97 +233,92 @@ struct HankelButterfly {
   };
   static constexpr Table table = Table();
 
-  struct Samples {
-    int at[h];
-    constexpr Samples() : at() {
-      for (int a = 0; a < h; a++) {
-        at[a] = power(g, a);
-      }
-    }
-  };
-  static constexpr Samples samples = Samples();
-
-  // Sums and differences of mirrored samples, or what becomes of them.
+  // Real and imaginary parts.
   template <int count>
-  struct Pairs {
-    Vec<T> sum_r[count], sum_i[count], dif_r[count], dif_i[count];
+  struct Line {
+    Vec<T> r[count], i[count];
   };
 
-  // out += block * a row of it times (sr, si, dr, di)
-  template <int block, int outputs>
-  STURDY_ALWAYS_INLINE static void multiply(int a, Vec<T> sr, Vec<T> si, Vec<T> dr, Vec<T> di, Pairs<m>& out) {
+  // out += the first `outputs` coefficients of a row times (r, i)
+  template <int outputs>
+  STURDY_ALWAYS_INLINE static void multiply(const T (&row)[m], Vec<T> r, Vec<T> i, Line<m>& out) {
     STURDY_UNROLL
     for (int b = 0; b < outputs; b++) {
-      const Vec<T> c = broadcast(table.cos[block][a][b]);
-      const Vec<T> s = broadcast(table.sin[block][a][b]);
-      out.sum_r[b] += sr * c;
-      out.sum_i[b] += si * c;
-      out.dif_r[b] += dr * s;
-      out.dif_i[b] += di * s;
+      Vec<T> c = broadcast(row[b]);
+#if defined(__AVX512F__)
+      asm("" : "+v"(c.v));  // loaded once; as an operand of both products it would be loaded twice
+#endif
+      out.r[b] += r * c;
+      out.i[b] += i * c;
     }
   }
 
-  template <int first, int count, typename To>
-  STURDY_ALWAYS_INLINE static void put(const Pairs<m>& out, const To& to) {
-    for_each_constant(std::make_integer_sequence<int, count>(), [&](auto index) STURDY_INLINE_LAMBDA {
-      constexpr int b = decltype(index)::value;
-      constexpr int k = power(g, first + b);
-      to(k, out.sum_r[b] + out.dif_i[b], out.sum_i[b] - out.dif_r[b]);
-      to(N - k, out.sum_r[b] - out.dif_i[b], out.sum_i[b] + out.dif_r[b]);
-    });
-  }
-
-  template <typename From>
-  STURDY_ALWAYS_INLINE static void read_pair(const From& from, int a, Pairs<h>& in) {
-    Vec<T> ar, ai, br, bi;
-    const int j = samples.at[a];
-    from(j, ar, ai);
-    from(N - j, br, bi);
-    in.sum_r[a] = ar + br;
-    in.sum_i[a] = ai + bi;
-    in.dif_r[a] = ar - br;
-    in.dif_i[a] = ai - bi;
+  // One of the two matrices times its inputs, added to (r0, i0). Outputs go to put(begin, count, out) in two parts. One
+  // at a time: the accumulators of both and what they are fed with would not stay in the registers.
+  template <typename Put>
+  STURDY_ALWAYS_INLINE static void transform(const T (&table)[3][m][m], const Line<h>& in, Vec<T> r0, Vec<T> i0,
+                                             const Put& put) {
+    Line<m> out;
+    STURDY_UNROLL
+    for (int b = 0; b < m; b++) {
+      out.r[b] = r0;
+      out.i[b] = i0;
+    }
+    STURDY_UNROLL
+    for (int a = 0; a < h - m; a++) {
+      multiply<m>(table[0][a], in.r[a] + in.r[a + m], in.i[a] + in.i[a + m], out);
+    }
+    if constexpr (m > h - m) {
+      multiply<m>(table[0][m - 1], in.r[m - 1], in.i[m - 1], out);
+    }
+    const Line<m> common = out;
+    STURDY_UNROLL
+    for (int a = 0; a < m; a++) {
+      multiply<m>(table[1][a], in.r[a], in.i[a], out);
+    }
+    put(std::integral_constant<int, 0>(), std::integral_constant<int, m>(), out);
+    out = common;
+    STURDY_UNROLL
+    for (int a = m; a < h; a++) {
+      multiply<h - m>(table[2][a - m], in.r[a], in.i[a], out);
+    }
+    put(std::integral_constant<int, m>(), std::integral_constant<int, h - m>(), out);
   }
 
   template <typename From, typename To>
   STURDY_ALWAYS_INLINE static void run_through(const From& from, const To& to) {
-    Pairs<h> in;
-    Pairs<m> out;
+    Line<h> sum, dif, even;  // of mirrored samples; what becomes of the sums
     Vec<T> r0, i0;
     from(0, r0, i0);
     Vec<T> all_r = r0, all_i = i0;
-    STURDY_UNROLL
-    for (int b = 0; b < m; b++) {
-      out.sum_r[b] = r0;
-      out.sum_i[b] = i0;
-      out.dif_r[b] = zero<T>();
-      out.dif_i[b] = zero<T>();
-    }
-    // Rolled loops: the inputs stay in memory, the accumulators in registers. The first reads on the way.
-    _Pragma("GCC unroll 1") for (int a = 0; a < h - m; a++) {
-      read_pair(from, a, in);
-      read_pair(from, a + m, in);
-      multiply<0, m>(a, in.sum_r[a] + in.sum_r[a + m], in.sum_i[a] + in.sum_i[a + m], in.dif_r[a] + in.dif_r[a + m],
-                     in.dif_i[a] + in.dif_i[a + m], out);
-    }
-    if constexpr (m > h - m) {
-      read_pair(from, m - 1, in);
-      multiply<0, m>(m - 1, in.sum_r[m - 1], in.sum_i[m - 1], in.dif_r[m - 1], in.dif_i[m - 1], out);
-    }
-    const Pairs<m> common = out;
-    _Pragma("GCC unroll 1") for (int a = 0; a < m; a++) {
-      multiply<1, m>(a, in.sum_r[a], in.sum_i[a], in.dif_r[a], in.dif_i[a], out);
-      all_r += in.sum_r[a];
-      all_i += in.sum_i[a];
-    }
-    put<0, m>(out, to);
-    out = common;
-    _Pragma("GCC unroll 1") for (int a = 0; a < h - m; a++) {
-      multiply<2, h - m>(a, in.sum_r[m + a], in.sum_i[m + a], in.dif_r[m + a], in.dif_i[m + a], out);
-      all_r += in.sum_r[m + a];
-      all_i += in.sum_i[m + a];
-    }
-    put<m, h - m>(out, to);
+    for_each_constant(std::make_integer_sequence<int, h>(), [&](auto index) STURDY_INLINE_LAMBDA {
+      constexpr int a = decltype(index)::value, j = power(g, a);
+      Vec<T> pr, pi, qr, qi;
+      from(j, pr, pi);
+      from(N - j, qr, qi);
+      sum.r[a] = pr + qr;
+      sum.i[a] = pi + qi;
+      dif.r[a] = pr - qr;
+      dif.i[a] = pi - qi;
+      all_r += sum.r[a];
+      all_i += sum.i[a];
+    });
+    transform(table.cos, sum, r0, i0, [&](auto begin, auto count, const Line<m>& out) STURDY_INLINE_LAMBDA {
+      STURDY_UNROLL
+      for (int b = 0; b < decltype(count)::value; b++) {
+        even.r[decltype(begin)::value + b] = out.r[b];
+        even.i[decltype(begin)::value + b] = out.i[b];
+      }
+    });
+    const Vec<T> none = zero<T>();
+    transform(table.sin, dif, none, none, [&](auto begin, auto count, const Line<m>& out) STURDY_INLINE_LAMBDA {
+      for_each_constant(std::make_integer_sequence<int, decltype(count)::value>(),
+                        [&](auto index) STURDY_INLINE_LAMBDA {
+                          constexpr int b = decltype(index)::value, at = decltype(begin)::value + b, k = power(g, at);
+                          to(k, even.r[at] + out.i[b], even.i[at] - out.r[b]);
+                          to(N - k, even.r[at] - out.i[b], even.i[at] + out.r[b]);
+                        });
+    });
     to(0, all_r, all_i);
   }
 };
