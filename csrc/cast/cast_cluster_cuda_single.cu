@@ -16,14 +16,14 @@
 #include "common/cuda_workspace.cuh"
 
 // ptxas-budget: cast_first_ask_kernel 64
-// ptxas-budget: cast_settle_kernel 64
+// ptxas-budget: cast_settle_kernel 80
 // ptxas-budget: cast_write_clusters_kernel 64
 
 namespace sturdy::cuda {
 namespace cast_clusters {
 
 constexpr int kAskThreads = 256;
-constexpr int kSettleThreads = 1024;
+constexpr int kSettleThreads = 768;  // more would leave a thread too few registers
 constexpr int64_t kSharedState = 96 * 1024;  // every GPU of sm_80 and later has so much for a block
 constexpr int kMostDigitBits = 8, kLeastDigitBits = 4;
 
@@ -226,6 +226,7 @@ class Settlement {
     const int warps = static_cast<int>(blockDim.x) / warp_size;
     const int share = max((1 << bits) / warp_size, 1);
     bool any = false;
+#pragma unroll 1
     for (int c = static_cast<int>(threadIdx.x) / warp_size; c < clusters_; c += warps) {
       ClusterState& state = states_[c];
       if (state.open == 0) {
@@ -234,6 +235,7 @@ class Settlement {
       const uint32_t* digits = digits_ + (static_cast<int64_t>(c) << digit_bits_);
       const int last = (1 << bits) - 1 - lane * share;
       int sum = 0;
+#pragma unroll 1
       for (int digit = last; digit > last - share && digit >= 0; digit--) {
         sum += static_cast<int>(digits[digit]);
       }
@@ -293,6 +295,7 @@ class Settlement {
   // equal one that comes later ends the search.
   STURDY_DEVICE void ask() {
     const int waiting = shared_.waiting;
+#pragma unroll 1
     for (int i = threadIdx.x; i < waiting; i += blockDim.x) {
       const int token = waiting_[i];
       const int last = -2 - assignment_[token];
