@@ -1,0 +1,158 @@
+// How tokens are mixed from clusters: attention whose keys are the surrogates and whose values are the summaries, save
+// where the token is a member, whose value is its own row of the attention within the cluster.
+#pragma once
+
+#include <cstdint>
+
+#include "cast/cast_attention_cuda_tiles.cuh"
+
+namespace sturdy::cuda::clustered {
+
+// A softmax whose scores come in pieces: their maximum so far, each lane's part of the sum, and the weighted values.
+template <typename Engine, int E>
+struct RunningSoftmax {
+  using A = typename Engine::A;
+  A maximum[Engine::halves];
+  A sum[Engine::halves];
+  typename Engine::template Sums<E> values;
+
+  // Takes in a piece's scores, which become weights relative to the new maximum.
+  template <int N>
+  STURDY_DEVICE void take_scores(typename Engine::template Sums<N>& scores) {
+    A correction[Engine::halves];
+#pragma unroll
+    for (int h = 0; h < Engine::halves; ++h) {
+      A largest = maximum[h];
+#pragma unroll
+      for (int i = 0; i < N / 4; ++i) {
+        largest = Max{}(largest, scores.value[h][i / Engine::vector][i % Engine::vector]);
+      }
+      largest = warp_max<4>(largest);
+      const A origin = largest == minus_infinity<A>() ? A(0) : largest;  // nothing yet: every weight is 0
+      correction[h] = exponential<Engine::tensor>(maximum[h] - origin);
+      maximum[h] = largest;
+      A added = 0;
+#pragma unroll
+      for (int i = 0; i < N / 4; ++i) {
+        A& score = scores.value[h][i / Engine::vector][i % Engine::vector];
+        score = exponential<Engine::tensor>(score - origin);
+        added += score;
+      }
+      sum[h] = sum[h] * correction[h] + added;
+    }
+    values.scale(correction);
+  }
+
+  STURDY_DEVICE A total(int half) const { return warp_sum<4>(sum[half]); }
+};
+
+// Cluster tile in shared memory.
+template <typename T>
+struct ClusterTile {
+  T* surrogates;
+  T* summaries;
+  int* rows;  // cluster of each row; -1: not there, or empty
+};
+
+// Fills a tile with clusters from `first`, without the one left out. By the whole block, which must not be using it.
+template <typename T, int E, int Columns>
+STURDY_DEVICE void stage_clusters(const Problem& p, int64_t sequence, int head, int first, const void* summaries,
+                                  int left_out, const ClusterTile<T>& tile) {
+  for (int i = static_cast<int>(threadIdx.x); i < Columns; i += kThreads) {
+    const int cluster = first + i;
+    const bool taken = cluster < p.clusters && cluster != left_out &&
+                       p.membership.lengths[sequence * p.clusters + cluster] > 0;
+    tile.rows[i] = taken ? cluster : -1;
+  }
+  __syncthreads();
+  stage_rows<T, E>(p.surrogates.of<T>(0, head), p.surrogates.stride[2], p.surrogates.packed, p.dim, tile.rows, Columns,
+                   tile.surrogates);
+  stage_sums<T, E>(static_cast<const Accumulate<T>*>(summaries) + p.cluster_row(sequence, head, 0) * p.dim,
+                   p.summaries_packed, p.dim, tile.rows, Columns, tile.summaries);
+  cp_async_wait_all();
+  __syncthreads();
+}
+
+// A warp's rows of tokens.
+template <typename Engine>
+struct TokenRows {
+  int token[Engine::halves];  // -1: not to be computed
+  int2 owner[Engine::halves];
+  typename Engine::A factor[Engine::halves];  // of the scores: sp(phi) / tau_q
+};
+
+// Mixes all clusters but the one left out into `state`, by the whole block. q is the tile of queries, `tile` room for
+// Columns clusters.
+template <typename T, int E, bool Tensor, int Columns>
+STURDY_DEVICE void mix_clusters(const Problem& p, int64_t sequence, int head, int left_out,
+                                const TokenRows<Engine<T, Tensor>>& rows, const T* q, Accumulate<T>* scratch,
+                                const ClusterTile<T>& tile, RunningSoftmax<Engine<T, Tensor>, E>& state) {
+  using Engine = clustered::Engine<T, Tensor>;
+  using A = Accumulate<T>;
+  constexpr int few = Shape<T, E, Tensor>::few;
+  constexpr int pitch = Shape<T, E, Tensor>::pitch;
+  const int lane = lane_index();
+#pragma unroll 1
+  for (int first = 0; first < p.clusters; first += Columns) {
+    __syncthreads();
+    stage_clusters<T, E, Columns>(p, sequence, head, first, p.summaries, left_out, tile);
+#pragma unroll 1
+    for (int block = 0; block < Columns && first + block < p.clusters; block += few) {
+      typename Engine::template Sums<few> weights;
+      Engine::template multiply_rows<E, few>(q + warp_index() * Engine::warp_rows * pitch,
+                                             tile.surrogates + block * pitch, pitch, weights);
+      int slots[Engine::halves][few / 4];
+      for_each_element(weights, [&](int h, int j, int v) {
+        const int cluster = tile.rows[block + Engine::score_column(j, v)];
+        weights.value[h][j][v] = cluster >= 0 ? weights.value[h][j][v] * rows.factor[h] : minus_infinity<A>();
+        slots[h][j * Engine::vector + v] =
+            cluster >= 0 && rows.token[h] >= 0 ? find_slot(p, sequence, cluster, rows.token[h], rows.owner[h]) : -1;
+      });
+      state.template take_scores<few>(weights);
+      for_each_element(weights, [&](int h, int j, int v) {
+        const int slot = slots[h][j * Engine::vector + v];
+        const A weight = weights.value[h][j][v];
+        weights.value[h][j][v] = slot < 0 ? weight : A(0);
+        if (__ballot_sync(full_warp, slot >= 0) == 0) {
+          return;
+        }
+#pragma unroll 1
+        for (int t = 0; t < 4; ++t) {  // the four lanes of a row take its memberships in turn
+          const int source = lane / 4 * 4 + t;
+          const int from_slot = __shfl_sync(full_warp, slot, source);
+          const A from_weight = __shfl_sync(full_warp, weight, source);
+          if (from_slot >= 0) {
+            const int cluster = first + block + Engine::score_column(j, v, t);
+            const int64_t at = p.cluster_row(sequence, head, cluster) * p.slots + from_slot;
+            add_row<Engine, E>(static_cast<const T*>(p.intra.data) + at * p.dim, p.intra.packed, p.dim, from_weight, h,
+                               state.values);
+          }
+        }
+      });
+      Engine::template multiply_columns<few, E>(weights, scratch, tile.summaries + block * pitch, pitch, state.values);
+    }
+  }
+}
+
+// Writes rows of the output and of lse_mix; where no cluster has a token, zeros.
+template <typename T, int E, bool Tensor>
+STURDY_DEVICE void store_mixed(const Problem& p, int64_t sequence, int head,
+                               const int (&token)[Engine<T, Tensor>::halves],
+                               const RunningSoftmax<Engine<T, Tensor>, E>& state) {
+  using A = Accumulate<T>;
+#pragma unroll
+  for (int h = 0; h < Engine<T, Tensor>::halves; ++h) {
+    const A total = state.total(h);
+    if (token[h] < 0) {
+      continue;
+    }
+    T* row = p.out.of<T>(sequence, head) + token[h] * p.out.stride[2];
+    store_row<Engine<T, Tensor>, T, E>(row, p.out.packed, p.dim, state.values, h, total > A(0) ? A(1) / total : total);
+    if (p.keep && lane_index() % 4 == 0) {
+      const A lse = total == A(0) ? minus_infinity<A>() : state.maximum[h] + log(total);
+      static_cast<A*>(p.lse_mix)[(sequence * p.heads + head) * p.tokens + token[h]] = lse;
+    }
+  }
+}
+
+}  // namespace sturdy::cuda::clustered
