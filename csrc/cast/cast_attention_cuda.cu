@@ -68,27 +68,6 @@ __global__ void __launch_bounds__(kMemberThreads) members_kernel(Problem p) {
 
 // -------------------------------------------------------------------------------------------------------- summaries
 
-// `Width` elements of a row; zeros from dim on.
-template <int Width, typename T>
-STURDY_DEVICE void load_elements(const T* row, bool packed, int dim, int first, Accumulate<T> (&elements)[Width]) {
-  constexpr int at_once = 16 / static_cast<int>(sizeof(T));
-#pragma unroll
-  for (int i = 0; i < Width; i += at_once) {
-    if (packed && first + i < dim) {
-      const Packed<T, at_once> part = load_packed<at_once>(row + first + i);
-#pragma unroll
-      for (int w = 0; w < at_once; ++w) {
-        elements[i + w] = to_accumulate(part[w]);
-      }
-      continue;
-    }
-#pragma unroll
-    for (int w = 0; w < at_once; ++w) {
-      elements[i + w] = first + i + w < dim ? to_accumulate(row[first + i + w]) : Accumulate<T>(0);
-    }
-  }
-}
-
 // A block has one cluster and head. A few lanes share a row of k and v, and each such group has a softmax of its own
 // over every so many slots; in the end they are put together in the groups' order.
 template <typename T, int E>
@@ -201,22 +180,15 @@ struct Summaries {
 
 // ---------------------------------------------------------------------------------------------------------- workspace
 
-size_t element_size(DType dtype) { return dtype == DType::f64 ? 8 : dtype == DType::f32 ? 4 : 2; }
-
-void take_sums(int64_t count, DType dtype, Workspace* workspace, void** sums) {
-  *sums = dtype == DType::f64 ? static_cast<void*>(workspace->take<double>(count)) : workspace->take<float>(count);
-}
-
 // What forward needs and its caller did not give.
 size_t divide_workspace(DType dtype, bool keep, Problem* p, void* base) {
   Workspace workspace(base);
   take_membership(*p, &workspace, &p->membership);
   const int64_t rows = p->batch * p->heads * p->clusters;
   if (!keep) {
-    take_sums(rows * p->dim, dtype, &workspace, &p->summaries);
+    p->summaries = workspace.take<unsigned char>(rows * p->dim * sum_size(dtype));
     if (!p->disjoint) {
-      const int64_t bytes = rows * p->slots * p->dim * static_cast<int64_t>(element_size(dtype));
-      p->intra.data = workspace.take<unsigned char>(bytes);
+      p->intra.data = workspace.take<unsigned char>(rows * p->slots * p->dim * element_size(dtype));
     }
   }
   return workspace.bytes();
@@ -224,8 +196,8 @@ size_t divide_workspace(DType dtype, bool keep, Problem* p, void* base) {
 
 }  // namespace
 
-Rows make_rows(const TokenView& view, int64_t dim, size_t element_bytes) {
-  const int64_t width = 16 / static_cast<int64_t>(element_bytes);
+Rows make_rows(const TokenView& view, int64_t dim, int64_t element_bytes) {
+  const int64_t width = 16 / element_bytes;
   Rows rows{view.data, {view.stride[0], view.stride[1], view.stride[2]}, true};
   rows.packed = reinterpret_cast<uintptr_t>(view.data) % 16 == 0 && dim % width == 0;
   for (const int64_t stride : rows.stride) {
@@ -234,9 +206,13 @@ Rows make_rows(const TokenView& view, int64_t dim, size_t element_bytes) {
   return rows;
 }
 
-Rows compact_rows(void* data, const Problem& p, size_t element_bytes) {
-  const int64_t cluster = int64_t{p.slots} * p.dim;
-  return make_rows({data, {p.heads * p.clusters * cluster, p.clusters * cluster, p.dim}}, p.dim, element_bytes);
+Rows compact_rows(void* data, int64_t dim, int64_t element_bytes) {
+  return make_rows({data, {dim, dim, dim}}, dim, element_bytes);
+}
+
+void set_compact_rows(DType dtype, Problem* p) {
+  p->intra = compact_rows(p->intra.data, p->dim, element_size(dtype));
+  p->summaries_packed = compact_rows(p->summaries, p->dim, sum_size(dtype)).packed;
 }
 
 Status make_problem(const CastAttentionParams& params, Problem* problem) {
@@ -256,7 +232,7 @@ Status make_problem(const CastAttentionParams& params, Problem* problem) {
   p.dim = static_cast<int>(s.dim);
   p.clusters = static_cast<int>(s.clusters);
   p.slots = static_cast<int>(params.slots);
-  const size_t bytes = element_size(params.dtype);
+  const int64_t bytes = element_size(params.dtype);
   p.q = make_rows(params.q, s.dim, bytes);
   p.k = make_rows(params.k, s.dim, bytes);
   p.v = make_rows(params.v, s.dim, bytes);
@@ -332,9 +308,7 @@ Status cast_attention(const CastAttentionParams& params, void* workspace, void* 
     return status;
   }
   divide_workspace(params.dtype, p.keep, &p, workspace);
-  const size_t bytes = element_size(params.dtype);
-  p.intra = compact_rows(p.intra.data, p, bytes);
-  p.summaries_packed = compact_rows(p.summaries, p, params.dtype == DType::f64 ? 8 : 4).packed;
+  set_compact_rows(params.dtype, &p);
   status = find_members(p, stream);
   if (status == Status::ok) {
     status = dispatch<Summaries>(params.dtype, params.allow_tf32, p.dim, p, stream);

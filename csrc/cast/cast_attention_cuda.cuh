@@ -57,7 +57,7 @@ struct Problem {
   bool disjoint;
   const int32_t* index;
   Membership membership;
-  Rows intra;  // (B h C, slots, e), compact, addressed by cluster_row()
+  Rows intra;  // (B h C slots, e)
   bool keep;   // intra and the sums below are wanted
   void* summaries;
   bool summaries_packed;  // 16 bytes of them can be moved at once
@@ -69,21 +69,23 @@ struct Problem {
   }
 };
 
-// What backward has beyond forward. A per-slot tensor is (B, h, C, slots); A is double for double, else float.
+// What backward has beyond forward. Per slot means (B, h, C, slots), A is double for double, else float.
 struct Gradients {
   Rows out, q, k, v;
   void* surrogates;
   void* phi;
-  void *weight, *delta;            // per slot, A: P, and the gradient of P: G . O
-  void* slot_phi;                  // per slot, A: gradient of the gate through the summary
-  void* token_phi;                 // (B, h, N) A: gradient of the gate through P
-  Rows slot_q, slot_k, slot_v;     // per slot, e elements of T; where clusters overlap. slot_k uses slot_q's memory
-  void* summaries;                 // (B, h, C, e) A
-  void* summary_pieces;            // (pieces, B, h, C, e) A
-  void* surrogate_pieces;          // (pieces, B, h, C, e) A, from P
-  void* surrogate_tiles;           // (tiles, B, h, C, e) A, from the summaries
-  int pieces;                      // of a sequence, each of kPieceTokens tokens
-  int tiles;                       // of a cluster's slots
+  void* delta;             // (B, h, N) A: G . R
+  void* slot_weight;       // per slot, A: P
+  void* slot_delta;        // per slot, A: G . O
+  void* slot_phi;          // per slot, A: gradient of the gate through the summary
+  void* token_phi;         // (B, h, N) A: gradient of the gate through P
+  Rows slot_q;             // (B h C slots, e) T, where clusters overlap
+  Rows slot_k, slot_v;     // the same; slot_k takes slot_q's place
+  void* summaries;         // (B, h, C, e) A
+  void* summary_pieces;    // (pieces, B, h, C, e) A, of each kPieceTokens tokens
+  void* surrogate_pieces;  // (pieces, B, h, C, e) A, through P
+  void* surrogate_tiles;   // (tiles, B, h, C, e) A, through the summaries
+  int pieces, tiles;
 };
 constexpr int kPieceTokens = 512;
 
@@ -155,9 +157,14 @@ STURDY_DEVICE double exponential(double x) {
 // stay null.
 Status make_problem(const CastAttentionParams& params, Problem* problem);
 
-// Rows of a view, and whether 16 bytes of each can be moved at once.
-Rows make_rows(const TokenView& view, int64_t dim, size_t element_bytes);
-Rows compact_rows(void* data, const Problem& p, size_t element_bytes);
+// Rows of a view, and whether 16 bytes of each can be moved at once. Compact rows are addressed by their number alone.
+Rows make_rows(const TokenView& view, int64_t dim, int64_t element_bytes);
+Rows compact_rows(void* data, int64_t dim, int64_t element_bytes);
+// Of intra and summaries, wherever they are.
+void set_compact_rows(DType dtype, Problem* p);
+
+inline int64_t element_size(DType dtype) { return dtype == DType::f64 ? 8 : dtype == DType::f32 ? 4 : 2; }
+inline int64_t sum_size(DType dtype) { return dtype == DType::f64 ? 8 : 4; }
 
 // The piece of the workspace that forward and backward both begin with, and the kernels that fill it.
 void take_membership(const Problem& p, Workspace* workspace, Membership* membership);
@@ -213,8 +220,12 @@ Status dispatch(DType dtype, bool allow_tf32, int dim, const Arguments&... argum
 // The steps of the ops, each in a file of its own.
 Status run_intra(DType dtype, bool allow_tf32, const Problem& p, void* stream);
 Status run_mix(DType dtype, bool allow_tf32, const Problem& p, void* stream);
+Status run_intra_query_gradient(DType dtype, bool allow_tf32, const Problem& p, const Gradients& d, void* stream);
+Status run_intra_key_gradient(DType dtype, bool allow_tf32, const Problem& p, const Gradients& d, void* stream);
+Status run_mix_token_gradient(DType dtype, bool allow_tf32, const Problem& p, const Gradients& d, void* stream);
+Status run_mix_cluster_gradient(DType dtype, bool allow_tf32, const Problem& p, const Gradients& d, void* stream);
 
-// Whether a slot tensor of this dtype has a tile of so many rows: fewer for double.
+// Rows of a block's tile.
 inline int tile_rows(DType dtype) { return dtype == DType::f64 ? 32 : 64; }
 
 }  // namespace sturdy::cuda::clustered

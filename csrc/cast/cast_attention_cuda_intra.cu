@@ -112,8 +112,7 @@ __global__ void __launch_bounds__(kThreads, 2) intra_kernel(Problem p) {
   }
   // The cluster's own row enters the mixture as its first value.
   TokenRows<Engine> rows;
-  const T* surrogate =
-      p.surrogates.of<T>(0, place.head) + place.cluster * p.surrogates.stride[2];
+  const T* surrogate = p.surrogates.of<T>(0, place.head) + place.cluster * p.surrogates.stride[2];
 #pragma unroll
   for (int h = 0; h < Engine::halves; ++h) {
     const int token = shared.queries[Engine::row(h)];
@@ -131,8 +130,8 @@ __global__ void __launch_bounds__(kThreads, 2) intra_kernel(Problem p) {
     state.maximum[h] = score;
     state.sum[h] = lane_index() % 4 == 0 ? A(1) : A(0);
   }
-  mix_clusters<T, E, Tensor, S::columns>(p, place.sequence, place.head, place.cluster, rows, shared.q, shared.scratch,
-                                         {shared.k, shared.v, shared.keys}, state);
+  mix_clusters<T, E, Tensor, S::columns, false>(p, place.sequence, place.head, place.cluster, rows, shared.q,
+                                                shared.scratch, nullptr, {shared.k, shared.v, shared.keys}, state);
   store_mixed<T, E, Tensor>(p, place.sequence, place.head, rows.token, state);
 }
 

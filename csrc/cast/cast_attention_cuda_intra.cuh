@@ -52,9 +52,8 @@ STURDY_DEVICE A dropout_factor(const Problem& p, uint64_t row_key, int key_slot)
   if (p.seed == nullptr) {
     return A(1);
   }
-  return dropout_bits(row_key, static_cast<uint32_t>(key_slot)) >= p.dropout_threshold
-             ? static_cast<A>(p.dropout_scale)
-             : A(0);
+  return dropout_bits(row_key, static_cast<uint32_t>(key_slot)) >= p.dropout_threshold ? static_cast<A>(p.dropout_scale)
+                                                                                       : A(0);
 }
 
 }  // namespace sturdy::cuda::clustered

@@ -13,6 +13,7 @@ struct MixShared {
   alignas(16) T surrogates[S::columns * S::pitch];
   alignas(16) T summaries[S::columns * S::pitch];
   alignas(16) Accumulate<T> scratch[S::Engine::template scratch_elements<S::few>];
+  Accumulate<T> member_weights[S::rows * S::few];
   int tokens[S::rows];
   int clusters[S::columns];
 };
@@ -62,8 +63,9 @@ __global__ void __launch_bounds__(kThreads, 2) mix_kernel(Problem p) {
   }
   if (__syncthreads_or(computes) != 0) {
     stage_rows<T, E>(p.q.of<T>(sequence, head), p.q.stride[2], p.q.packed, p.dim, shared.tokens, S::rows, shared.q);
-    mix_clusters<T, E, Tensor, S::columns>(p, sequence, head, -1, rows, shared.q, shared.scratch,
-                                           {shared.surrogates, shared.summaries, shared.clusters}, state);
+    mix_clusters<T, E, Tensor, S::columns, true>(p, sequence, head, -1, rows, shared.q, shared.scratch,
+                                                 shared.member_weights,
+                                                 {shared.surrogates, shared.summaries, shared.clusters}, state);
 #pragma unroll
     for (int h = 0; h < Engine::halves; ++h) {
       if (rows.token[h] < 0) {  // padding met the clusters with a query of zeros

@@ -60,8 +60,8 @@ STURDY_DEVICE void stage_clusters(const Problem& p, int64_t sequence, int head, 
                                   int left_out, const ClusterTile<T>& tile) {
   for (int i = static_cast<int>(threadIdx.x); i < Columns; i += kThreads) {
     const int cluster = first + i;
-    const bool taken = cluster < p.clusters && cluster != left_out &&
-                       p.membership.lengths[sequence * p.clusters + cluster] > 0;
+    const bool taken =
+        cluster < p.clusters && cluster != left_out && p.membership.lengths[sequence * p.clusters + cluster] > 0;
     tile.rows[i] = taken ? cluster : -1;
   }
   __syncthreads();
@@ -73,6 +73,12 @@ STURDY_DEVICE void stage_clusters(const Problem& p, int64_t sequence, int head, 
   __syncthreads();
 }
 
+// What the four lanes of a row found, together.
+STURDY_DEVICE unsigned memberships_of_row(unsigned found) {
+  found |= shuffle_xor(found, 1);
+  return found | shuffle_xor(found, 2);
+}
+
 // A warp's rows of tokens.
 template <typename Engine>
 struct TokenRows {
@@ -81,17 +87,50 @@ struct TokenRows {
   typename Engine::A factor[Engine::halves];  // of the scores: sp(phi) / tau_q
 };
 
+// Adds P O of the clusters that the rows' tokens are in, and takes these clusters out of the weights. The four lanes of
+// a row hand their weights to each other through `handed`, shared memory for a block of clusters a row.
+template <typename T, int E, bool Tensor>
+STURDY_DEVICE void add_memberships(const Problem& p, int64_t sequence, int head, int first,
+                                   const TokenRows<Engine<T, Tensor>>& rows,
+                                   const unsigned (&memberships)[Engine<T, Tensor>::halves],
+                                   typename Engine<T, Tensor>::template Sums<Shape<T, E, Tensor>::few>& weights,
+                                   Accumulate<T>* handed, RunningSoftmax<Engine<T, Tensor>, E>& state) {
+  using Engine = clustered::Engine<T, Tensor>;
+  constexpr int few = Shape<T, E, Tensor>::few;
+  for_each_element(weights, [&](int h, int j, int v) {
+    const int column = Engine::score_column(j, v);
+    if ((memberships[h] >> column & 1) != 0) {
+      handed[Engine::row(h) * few + column] = weights.value[h][j][v];
+      weights.value[h][j][v] = 0;
+    }
+  });
+  __syncwarp();
+#pragma unroll
+  for (int h = 0; h < Engine::halves; ++h) {
+    unsigned left = memberships_of_row(memberships[h]);
+    while (left != 0) {
+      const int column = __ffs(static_cast<int>(left)) - 1;
+      left &= left - 1;
+      const int slot = find_slot(p, sequence, first + column, rows.token[h], rows.owner[h]);
+      const int64_t at = p.cluster_row(sequence, head, first + column) * p.slots + slot;
+      add_row<Engine, E>(static_cast<const T*>(p.intra.data) + at * p.dim, p.intra.packed, p.dim,
+                         handed[Engine::row(h) * few + column], h, state.values);
+    }
+  }
+  __syncwarp();  // the weights are free again
+}
+
 // Mixes all clusters but the one left out into `state`, by the whole block. q is the tile of queries, `tile` room for
-// Columns clusters.
-template <typename T, int E, bool Tensor, int Columns>
+// Columns clusters. Without Members, no token is in the clusters that are mixed.
+template <typename T, int E, bool Tensor, int Columns, bool Members>
 STURDY_DEVICE void mix_clusters(const Problem& p, int64_t sequence, int head, int left_out,
                                 const TokenRows<Engine<T, Tensor>>& rows, const T* q, Accumulate<T>* scratch,
-                                const ClusterTile<T>& tile, RunningSoftmax<Engine<T, Tensor>, E>& state) {
+                                Accumulate<T>* member_weights, const ClusterTile<T>& tile,
+                                RunningSoftmax<Engine<T, Tensor>, E>& state) {
   using Engine = clustered::Engine<T, Tensor>;
   using A = Accumulate<T>;
   constexpr int few = Shape<T, E, Tensor>::few;
   constexpr int pitch = Shape<T, E, Tensor>::pitch;
-  const int lane = lane_index();
 #pragma unroll 1
   for (int first = 0; first < p.clusters; first += Columns) {
     __syncthreads();
@@ -101,34 +140,26 @@ STURDY_DEVICE void mix_clusters(const Problem& p, int64_t sequence, int head, in
       typename Engine::template Sums<few> weights;
       Engine::template multiply_rows<E, few>(q + warp_index() * Engine::warp_rows * pitch,
                                              tile.surrogates + block * pitch, pitch, weights);
-      int slots[Engine::halves][few / 4];
+      [[maybe_unused]] unsigned memberships[Engine::halves] = {};  // a bit for each of the columns
       for_each_element(weights, [&](int h, int j, int v) {
-        const int cluster = tile.rows[block + Engine::score_column(j, v)];
+        const int column = Engine::score_column(j, v);
+        const int cluster = tile.rows[block + column];
         weights.value[h][j][v] = cluster >= 0 ? weights.value[h][j][v] * rows.factor[h] : minus_infinity<A>();
-        slots[h][j * Engine::vector + v] =
-            cluster >= 0 && rows.token[h] >= 0 ? find_slot(p, sequence, cluster, rows.token[h], rows.owner[h]) : -1;
-      });
-      state.template take_scores<few>(weights);
-      for_each_element(weights, [&](int h, int j, int v) {
-        const int slot = slots[h][j * Engine::vector + v];
-        const A weight = weights.value[h][j][v];
-        weights.value[h][j][v] = slot < 0 ? weight : A(0);
-        if (__ballot_sync(full_warp, slot >= 0) == 0) {
-          return;
-        }
-#pragma unroll 1
-        for (int t = 0; t < 4; ++t) {  // the four lanes of a row take its memberships in turn
-          const int source = lane / 4 * 4 + t;
-          const int from_slot = __shfl_sync(full_warp, slot, source);
-          const A from_weight = __shfl_sync(full_warp, weight, source);
-          if (from_slot >= 0) {
-            const int cluster = first + block + Engine::score_column(j, v, t);
-            const int64_t at = p.cluster_row(sequence, head, cluster) * p.slots + from_slot;
-            add_row<Engine, E>(static_cast<const T*>(p.intra.data) + at * p.dim, p.intra.packed, p.dim, from_weight, h,
-                               state.values);
+        if constexpr (Members) {
+          const bool there = cluster >= 0 && rows.token[h] >= 0;
+          if (there && find_slot(p, sequence, cluster, rows.token[h], rows.owner[h]) >= 0) {
+            memberships[h] |= 1u << column;
           }
         }
       });
+      state.template take_scores<few>(weights);
+      if constexpr (Members) {
+        const bool any = memberships[0] != 0 || memberships[Engine::halves - 1] != 0;
+        if (__any_sync(full_warp, any) != 0) {
+          add_memberships<T, E, Tensor>(p, sequence, head, first + block, rows, memberships, weights, member_weights,
+                                        state);
+        }
+      }
       Engine::template multiply_columns<few, E>(weights, scratch, tile.summaries + block * pitch, pitch, state.values);
     }
   }

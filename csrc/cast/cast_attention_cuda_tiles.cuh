@@ -158,8 +158,7 @@ struct Engine {
       for (int h = 0; h < halves; ++h) {
 #pragma unroll
         for (int i = 0; i < Sums<N>::blocks * vector; ++i) {
-          own_row[h * 8 * scratch_pitch<N> + score_column(i / vector, i % vector)] =
-              p.value[h][i / vector][i % vector];
+          own_row[h * 8 * scratch_pitch<N> + score_column(i / vector, i % vector)] = p.value[h][i / vector][i % vector];
         }
       }
       __syncwarp();
@@ -252,7 +251,7 @@ struct Shape {
   static constexpr int rows = Engine::rows;
   static constexpr int columns = bytes <= 128 ? 64 : bytes <= 256 ? 32 : bytes <= 512 ? 16 : 8;
   static constexpr int stages = bytes <= 256 ? 2 : 1;
-  static constexpr int pitch = E + Engine::width;  // rows of eight on different banks
+  static constexpr int pitch = E + Engine::width;          // rows of eight on different banks
   static constexpr int few = Tensor ? 16 : Engine::block;  // columns of clusters taken at once
   static_assert(columns % few == 0, "a tile has whole blocks of clusters");
 };
@@ -268,24 +267,22 @@ STURDY_DEVICE void stage_rows(const T* from, int64_t stride, bool packed, int di
   constexpr int width = 16 / static_cast<int>(sizeof(T));
   constexpr int chunks = E / width;
   constexpr int pitch = E + width;
-  for (int i = static_cast<int>(threadIdx.x); i < count * chunks; i += kThreads) {
-    const int row = rows[i / chunks];
-    const int at = i % chunks * width;
-    const bool inside = row >= 0 && at < dim;
-    const T* source = inside ? from + row * stride + at : from;
-    T* to = target + i / chunks * pitch + at;
-    if (packed) {
-      cp_async_zero_fill<16>(to, source, inside ? 16 : 0);
-      continue;
+  if (packed) {
+#pragma unroll 4
+    for (int i = static_cast<int>(threadIdx.x); i < count * chunks; i += kThreads) {
+      const int row = rows[i / chunks];
+      const int at = i % chunks * width;
+      const bool inside = row >= 0 && at < dim;
+      cp_async_zero_fill<16>(target + i / chunks * pitch + at, inside ? from + row * stride + at : from,
+                             inside ? 16 : 0);
     }
-    Packed<T, width> elements = {};
-#pragma unroll
-    for (int w = 0; w < width; ++w) {
-      if (inside && at + w < dim) {
-        elements[w] = source[w];
-      }
-    }
-    store_packed(to, elements);
+    return;
+  }
+#pragma unroll 1
+  for (int i = static_cast<int>(threadIdx.x); i < count * E; i += kThreads) {
+    const int row = rows[i / E];
+    const bool inside = row >= 0 && i % E < dim;
+    target[i / E * pitch + i % E] = inside ? from[row * stride + i % E] : T{};
   }
 }
 
@@ -295,19 +292,12 @@ STURDY_DEVICE void stage_sums(const Accumulate<T>* from, bool packed, int dim, c
   if constexpr (std::is_same_v<T, Accumulate<T>>) {
     stage_rows<T, E>(from, dim, packed, dim, rows, count, target);
   } else {
-    constexpr int chunks = E / 4;
     constexpr int pitch = E + 16 / static_cast<int>(sizeof(T));
-    for (int i = static_cast<int>(threadIdx.x); i < count * chunks; i += kThreads) {
-      const int row = rows[i / chunks];
-      const int at = i % chunks * 4;
-      Packed<T, 4> elements = {};
-#pragma unroll
-      for (int w = 0; w < 4; ++w) {
-        if (row >= 0 && at + w < dim) {
-          elements[w] = from_accumulate<T>(from[int64_t{row} * dim + at + w]);
-        }
-      }
-      store_packed(target + i / chunks * pitch + at, elements);
+#pragma unroll 4
+    for (int i = static_cast<int>(threadIdx.x); i < count * E; i += kThreads) {
+      const int row = rows[i / E];
+      const bool inside = row >= 0 && i % E < dim;
+      target[i / E * pitch + i % E] = from_accumulate<T>(inside ? from[int64_t{row} * dim + i % E] : 0.0f);
     }
   }
 }
@@ -378,6 +368,51 @@ STURDY_DEVICE Accumulate<Left> four_lane_dot(const Left* a, const Right* b, int 
     sum += to_accumulate(a[i]) * to_accumulate(b[i]);
   }
   return warp_sum<4>(sum);
+}
+
+// `Width` elements of a row; zeros from dim on.
+template <int Width, typename T>
+STURDY_DEVICE void load_elements(const T* row, bool packed, int dim, int first, Accumulate<T> (&elements)[Width]) {
+  constexpr int at_once = 16 / static_cast<int>(sizeof(T));
+#pragma unroll
+  for (int i = 0; i < Width; i += at_once) {
+    if (packed && first + i < dim) {
+      const Packed<T, at_once> part = load_packed<at_once>(row + first + i);
+#pragma unroll
+      for (int w = 0; w < at_once; ++w) {
+        elements[i + w] = to_accumulate(part[w]);
+      }
+      continue;
+    }
+#pragma unroll
+    for (int w = 0; w < at_once; ++w) {
+      elements[i + w] = first + i + w < dim ? to_accumulate(row[first + i + w]) : Accumulate<T>(0);
+    }
+  }
+}
+
+// The way back; elements from dim on are dropped.
+template <int Width, typename T>
+STURDY_DEVICE void store_elements(T* row, bool packed, int dim, int first, const Accumulate<T> (&elements)[Width]) {
+  constexpr int at_once = 16 / static_cast<int>(sizeof(T));
+#pragma unroll
+  for (int i = 0; i < Width; i += at_once) {
+    Packed<T, at_once> part;
+#pragma unroll
+    for (int w = 0; w < at_once; ++w) {
+      part[w] = from_accumulate<T>(elements[i + w]);
+    }
+    if (packed && first + i < dim) {
+      store_packed(row + first + i, part);
+      continue;
+    }
+#pragma unroll
+    for (int w = 0; w < at_once; ++w) {
+      if (first + i + w < dim) {
+        row[first + i + w] = part[w];
+      }
+    }
+  }
 }
 
 // Walks `tiles` tiles: while one is worked on, the next one is on its way (with two stages), and the rows of the one
