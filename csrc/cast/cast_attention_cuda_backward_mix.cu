@@ -31,18 +31,16 @@ struct TokenScalars {
 };
 
 template <typename T>
-STURDY_DEVICE TokenScalars<Accumulate<T>> load_token(const Problem& p, const Gradients& d, int64_t sequence, int head,
-                                                     int token) {
+STURDY_DEVICE void load_token(const Problem& p, const Gradients& d, int64_t sequence, int head, int token,
+                              TokenScalars<Accumulate<T>>& scalars) {
   using A = Accumulate<T>;
-  TokenScalars<A> scalars{token, make_int2(-1, -1), A(0), A(0), A(0)};
-  if (token >= 0) {
-    const int64_t at = (sequence * p.heads + head) * p.tokens + token;
-    scalars.owner = owner_of(p, sequence, token);
-    scalars.factor = shifted_softplus(load_gate<T>(p, sequence, token)) * static_cast<A>(p.scale_q);
-    scalars.lse = static_cast<const A*>(p.lse_mix)[at];
-    scalars.delta = static_cast<const A*>(d.delta)[at];
-  }
-  return scalars;
+  const bool there = token >= 0;
+  const int64_t at = (sequence * p.heads + head) * p.tokens + max(token, 0);
+  scalars.token = token;
+  scalars.owner = owner_of(p, sequence, token);
+  scalars.factor = there ? shifted_softplus(load_gate<T>(p, sequence, token)) * static_cast<A>(p.scale_q) : A(0);
+  scalars.lse = there ? static_cast<const A*>(p.lse_mix)[at] : A(0);
+  scalars.delta = there ? static_cast<const A*>(d.delta)[at] : A(0);
 }
 
 // Writes a row of zeros.
@@ -80,7 +78,7 @@ __global__ void __launch_bounds__(kThreads, 2) mix_token_gradient_kernel(Problem
   A gate_grad[Engine::halves] = {};
 #pragma unroll
   for (int h = 0; h < Engine::halves; ++h) {
-    rows[h] = load_token<T>(p, d, sequence, head, shared.tokens[Engine::row(h)]);
+    load_token<T>(p, d, sequence, head, shared.tokens[Engine::row(h)], rows[h]);
   }
   typename Engine::template Sums<E> sums;
   const int own = warp_index() * Engine::warp_rows * S::pitch;
@@ -287,8 +285,8 @@ __global__ void __launch_bounds__(kThreads, 2) mix_cluster_gradient_kernel(Probl
           const int64_t token = first_token + int64_t{t} * plan.columns + i;
           const bool there = token < end_token && is_token(p.padding, sequence, static_cast<int>(token));
           const int at = slot * plan.columns + i;
-          shared.scalars[at] = load_token<T>(p, d, sequence, head, there ? static_cast<int>(token) : -1);
-          shared.tokens[at] = shared.scalars[at].token;
+          shared.tokens[at] = there ? static_cast<int>(token) : -1;
+          load_token<T>(p, d, sequence, head, there ? static_cast<int>(token) : -1, shared.scalars[at]);
         }
       },
       [&](int, int stage, int slot) {
