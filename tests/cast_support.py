@@ -75,3 +75,37 @@ def poison_padding(given: Tokens, padding: Tensor) -> Tokens:
         v=given.v.masked_fill(rows, float("nan")),
         phi=given.phi.masked_fill(padding, float("nan")),
     )
+
+
+def random_index(
+    batch: int,
+    tokens: int,
+    clusters: int,
+    slots: int,
+    *,
+    disjoint: bool = False,
+    padding: Tensor | None = None,
+    holes: bool = False,
+    seed: int = 7,
+    device: Any = "cpu",
+) -> Tensor:
+    """Tokens of clusters at random, ``(B, C, slots)``.
+
+    ``disjoint``: no token twice; ``holes``: in any order, with empty slots between them and the first cluster empty.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    index = torch.full((batch, clusters, slots), -1, dtype=torch.int32)
+    for b in range(batch):
+        there = torch.arange(tokens) if padding is None else (~padding[b].cpu()).nonzero().flatten()
+        order = there[torch.randperm(len(there), generator=generator)]
+        for c in range(clusters):
+            if not disjoint:
+                order = there[torch.randperm(len(there), generator=generator)]
+            members = (order[c * slots : (c + 1) * slots] if disjoint else order[:slots]).sort().values
+            index[b, c, : len(members)] = members.int()
+            if holes:
+                index[b, c] = index[b, c, torch.randperm(slots, generator=generator)]
+                index[b, c].masked_fill_(torch.rand(slots, generator=generator) < 0.2, -1)
+        if holes:
+            index[b, 0] = -1
+    return index.to(device)

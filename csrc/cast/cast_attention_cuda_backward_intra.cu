@@ -55,10 +55,10 @@ __global__ void __launch_bounds__(kThreads, 2) intra_query_gradient_kernel(Probl
     const int row = Engine::row(h);
     const int token = shared.queries[row];
     const int64_t slot = place.row * p.slots + min(place.first + row, p.slots - 1);
-    const A similarity = four_lane_dot(shared.q + row * S::pitch, surrogate, p.dim);
+    const A similarity = four_lane_dot<E>(shared.q + row * S::pitch, surrogate, p.surrogates.packed, p.dim);
     // An empty slot's G is zero, but what lies in its O is not used anyway.
-    const A product =
-        four_lane_dot(shared.grad + row * S::pitch, static_cast<const T*>(p.intra.data) + slot * p.dim, p.dim);
+    const A product = four_lane_dot<E>(shared.grad + row * S::pitch, static_cast<const T*>(p.intra.data) + slot * p.dim,
+                                       p.intra.packed, p.dim);
     weight[h] = 0;
     delta[h] = 0;
     lse[h] = 0;
@@ -110,19 +110,14 @@ __global__ void __launch_bounds__(kThreads, 2) intra_query_gradient_kernel(Probl
         Engine::template multiply_columns<S::columns, E>(scores, shared.scratch, k, S::pitch, sums);
       });
 
+  const Rows& to = p.disjoint ? d.q : d.slot_q;
 #pragma unroll
   for (int h = 0; h < Engine::halves; ++h) {
     const int token = shared.queries[Engine::row(h)];
-    if (token < 0) {
-      continue;
-    }
-    if (p.disjoint) {
-      store_row<Engine, T, E>(d.q.of<T>(place.sequence, place.head) + token * d.q.stride[2], d.q.packed, p.dim, sums, h,
-                              A(1));
-    } else {
-      const int64_t slot = place.row * p.slots + place.first + Engine::row(h);
-      store_row<Engine, T, E>(static_cast<T*>(d.slot_q.data) + slot * p.dim, d.slot_q.packed, p.dim, sums, h, A(1));
-    }
+    const int64_t slot = place.row * p.slots + place.first + Engine::row(h);
+    T* row = p.disjoint ? to.of<T>(place.sequence, place.head) + token * to.stride[2]
+                        : static_cast<T*>(to.data) + slot * p.dim;
+    store_row<Engine, T, E>(token < 0 ? nullptr : row, to.packed, p.dim, sums, h, A(1));
   }
 }
 
@@ -175,14 +170,14 @@ STURDY_DEVICE void add_summary_gradients(const Problem& p, const Gradients& d, c
   using S = Shape<T, E, Tensor>;
   using Engine = typename S::Engine;
   using A = Accumulate<T>;
-  const A mean_grad = four_lane_dot(shared.summary_grad, shared.summary, p.dim);
+  const A mean_grad = four_lane_dot<E>(shared.summary_grad, shared.summary, true, E);
   const A lse = static_cast<const A*>(p.lse_summary)[place.row];
 #pragma unroll
   for (int h = 0; h < Engine::halves; ++h) {
     const int row = Engine::row(h);
     const int token = shared.keys[row];
-    const A similarity = four_lane_dot(shared.k + row * S::pitch, shared.surrogate, p.dim);
-    const A grad = four_lane_dot(shared.v + row * S::pitch, shared.summary_grad, p.dim) - mean_grad;
+    const A similarity = four_lane_dot<E>(shared.k + row * S::pitch, shared.surrogate, true, E);
+    const A grad = four_lane_dot<E>(shared.v + row * S::pitch, shared.summary_grad, true, E) - mean_grad;
     A similarity_grad = 0;
     if (token >= 0) {
       const A gate = load_gate<T>(p, place.sequence, token);
@@ -290,19 +285,18 @@ __global__ void __launch_bounds__(kThreads, 2) intra_key_gradient_kernel(Problem
       });
 
   add_summary_gradients<T, E, Tensor>(p, d, place, shared, grad_k, grad_v);
+  const Rows& to_k = p.disjoint ? d.k : d.slot_k;
+  const Rows& to_v = p.disjoint ? d.v : d.slot_v;
 #pragma unroll
   for (int h = 0; h < Engine::halves; ++h) {
     const int token = shared.keys[Engine::row(h)];
-    if (token < 0) {
-      continue;
-    }
     const int64_t slot = (place.row * p.slots + place.first + Engine::row(h)) * p.dim;
-    T* to_k = p.disjoint ? d.k.of<T>(place.sequence, place.head) + token * d.k.stride[2]
-                         : static_cast<T*>(d.slot_k.data) + slot;
-    T* to_v = p.disjoint ? d.v.of<T>(place.sequence, place.head) + token * d.v.stride[2]
-                         : static_cast<T*>(d.slot_v.data) + slot;
-    store_row<Engine, T, E>(to_k, p.disjoint ? d.k.packed : d.slot_k.packed, p.dim, grad_k, h, A(1));
-    store_row<Engine, T, E>(to_v, p.disjoint ? d.v.packed : d.slot_v.packed, p.dim, grad_v, h, A(1));
+    T* row_k = p.disjoint ? to_k.of<T>(place.sequence, place.head) + token * to_k.stride[2]
+                          : static_cast<T*>(to_k.data) + slot;
+    T* row_v = p.disjoint ? to_v.of<T>(place.sequence, place.head) + token * to_v.stride[2]
+                          : static_cast<T*>(to_v.data) + slot;
+    store_row<Engine, T, E>(token < 0 ? nullptr : row_k, to_k.packed, p.dim, grad_k, h, A(1));
+    store_row<Engine, T, E>(token < 0 ? nullptr : row_v, to_v.packed, p.dim, grad_v, h, A(1));
   }
 }
 

@@ -43,14 +43,6 @@ STURDY_DEVICE void load_token(const Problem& p, const Gradients& d, int64_t sequ
   scalars.delta = there ? static_cast<const A*>(d.delta)[at] : A(0);
 }
 
-// Writes a row of zeros.
-template <typename Engine, typename T, int E>
-STURDY_DEVICE void store_zeros(const Rows& rows, int64_t sequence, int head, int token, int dim) {
-  const typename Engine::template Sums<E> zeros{};
-  store_row<Engine, T, E>(rows.of<T>(sequence, head) + token * rows.stride[2], rows.packed, dim, zeros, 0,
-                          Accumulate<T>(0));
-}
-
 // A block takes a tile of neighbouring tokens of one head. Adds the gradient of q through the cluster, which its slots
 // or, with disjoint clusters, its own rows hold.
 template <typename T, int E, bool Tensor>
@@ -135,19 +127,21 @@ __global__ void __launch_bounds__(kThreads, 2) mix_token_gradient_kernel(Problem
   for (int h = 0; h < Engine::halves; ++h) {
     const int token = first_token + Engine::row(h);
     const A grad = warp_sum<4>(gate_grad[h]);
-    if (token >= p.tokens) {
-      continue;
-    }
-    T* row = d.q.of<T>(sequence, head) + token * d.q.stride[2];
+    const bool inside = token < p.tokens;
+    T* row = inside ? d.q.of<T>(sequence, head) + token * d.q.stride[2] : nullptr;
     if (p.disjoint && rows[h].owner.x >= 0) {
       add_row<Engine, E>(row, d.q.packed, p.dim, A(1), h, sums);
     }
     store_row<Engine, T, E>(row, d.q.packed, p.dim, sums, h, A(1));
-    if (p.disjoint && rows[h].owner.x < 0) {  // nobody else writes these
-      store_zeros<Engine, T, E>(d.k, sequence, head, token, p.dim);
-      store_zeros<Engine, T, E>(d.v, sequence, head, token, p.dim);
+    if (p.disjoint) {  // nobody else writes the gradients of tokens that are in no cluster
+      const bool alone = inside && rows[h].owner.x < 0;
+      T* row_k = alone ? d.k.of<T>(sequence, head) + token * d.k.stride[2] : nullptr;
+      T* row_v = alone ? d.v.of<T>(sequence, head) + token * d.v.stride[2] : nullptr;
+      const typename Engine::template Sums<E> zeros{};
+      store_row<Engine, T, E>(row_k, d.k.packed, p.dim, zeros, h, A(1));
+      store_row<Engine, T, E>(row_v, d.v.packed, p.dim, zeros, h, A(1));
     }
-    if (lane % 4 == 0) {
+    if (inside && lane % 4 == 0) {
       const bool there = rows[h].token >= 0;
       static_cast<A*>(d.token_phi)[(sequence * p.heads + head) * p.tokens + token] =
           there ? grad * sigmoid(load_gate<T>(p, sequence, token)) * static_cast<A>(p.scale_q) : A(0);

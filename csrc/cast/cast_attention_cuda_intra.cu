@@ -30,13 +30,11 @@ STURDY_DEVICE void store_intra(const Problem& p, const SlotTile& place, const in
     const A total = state.total(h);
     const int slot = place.first + Engine::row(h);
     const bool taken = queries[Engine::row(h)] >= 0;
-    if (slot >= p.slots || !(taken || p.keep)) {
-      continue;
-    }
+    const bool stored = slot < p.slots && (taken || p.keep);
     const int64_t at = place.row * p.slots + slot;
-    store_row<Engine, T, E>(static_cast<T*>(p.intra.data) + at * p.dim, p.intra.packed, p.dim, state.values, h,
-                            taken ? A(1) / total : A(0));
-    if (p.keep && lane_index() % 4 == 0) {
+    store_row<Engine, T, E>(stored ? static_cast<T*>(p.intra.data) + at * p.dim : nullptr, p.intra.packed, p.dim,
+                            state.values, h, taken ? A(1) / total : A(0));
+    if (stored && p.keep && lane_index() % 4 == 0) {
       static_cast<A*>(p.lse_intra)[at] = taken ? state.maximum[h] + log(total) : minus_infinity<A>();
     }
   }
@@ -121,7 +119,8 @@ __global__ void __launch_bounds__(kThreads, 2) intra_kernel(Problem p) {
     rows.factor[h] =
         token >= 0 ? shifted_softplus(load_gate<T>(p, place.sequence, token)) * static_cast<A>(p.scale_q) : A(0);
     const A total = state.total(h);
-    const A score = four_lane_dot(shared.q + Engine::row(h) * S::pitch, surrogate, p.dim) * rows.factor[h];
+    const A score =
+        four_lane_dot<E>(shared.q + Engine::row(h) * S::pitch, surrogate, p.surrogates.packed, p.dim) * rows.factor[h];
     const A factor[2] = {h == 0 ? A(1) / total : A(1), h == 1 ? A(1) / total : A(1)};
 #pragma unroll
     for (int i = 0; i < E / 4; ++i) {

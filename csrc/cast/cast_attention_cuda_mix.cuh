@@ -174,12 +174,9 @@ STURDY_DEVICE void store_mixed(const Problem& p, int64_t sequence, int head,
 #pragma unroll
   for (int h = 0; h < Engine<T, Tensor>::halves; ++h) {
     const A total = state.total(h);
-    if (token[h] < 0) {
-      continue;
-    }
-    T* row = p.out.of<T>(sequence, head) + token[h] * p.out.stride[2];
+    T* row = token[h] < 0 ? nullptr : p.out.of<T>(sequence, head) + token[h] * p.out.stride[2];
     store_row<Engine<T, Tensor>, T, E>(row, p.out.packed, p.dim, state.values, h, total > A(0) ? A(1) / total : total);
-    if (p.keep && lane_index() % 4 == 0) {
+    if (row != nullptr && p.keep && lane_index() % 4 == 0) {
       const A lse = total == A(0) ? minus_infinity<A>() : state.maximum[h] + log(total);
       static_cast<A*>(p.lse_mix)[(sequence * p.heads + head) * p.tokens + token[h]] = lse;
     }

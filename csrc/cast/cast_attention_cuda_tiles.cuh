@@ -79,7 +79,7 @@ struct Engine {
       const int lane = lane_index();
       const T* a_row = a + lane % 16 * pitch + lane / 16 * half_step;
       const T* b_row = b + (lane % 8 + lane / 16 * 8) * pitch + lane / 8 % 2 * half_step;
-#pragma unroll
+#pragma unroll 4  // more would only keep more operands in registers
       for (int at = 0; at < E; at += 2 * half_step) {
         uint32_t left[4];
         ldmatrix_x4(left, a_row + at);
@@ -162,15 +162,16 @@ struct Engine {
         }
       }
       __syncwarp();
+      constexpr int at_once = sizeof(T) == 8 ? 1 : width;  // in double, registers for more would be spilled
 #pragma unroll 1
-      for (int k = 0; k < N; k += width) {
-        Packed<A, width> left[halves];
+      for (int k = 0; k < N; k += at_once) {
+        Packed<A, at_once> left[halves];
 #pragma unroll
         for (int h = 0; h < halves; ++h) {
-          left[h] = load_packed<width>(own_row + h * 8 * scratch_pitch<N> + k);
+          left[h] = load_packed<at_once>(own_row + h * 8 * scratch_pitch<N> + k);
         }
 #pragma unroll
-        for (int w = 0; w < width; ++w) {
+        for (int w = 0; w < at_once; ++w) {
 #pragma unroll
           for (int j = 0; j < Sums<E>::blocks; ++j) {
             const Packed<T, vector> right = load_packed<vector>(b + (k + w) * pitch + column(j));
@@ -302,32 +303,46 @@ STURDY_DEVICE void stage_sums(const Accumulate<T>* from, bool packed, int dim, c
   }
 }
 
-// Writes the lane's part of a row, times `factor`; a null row is left out.
+// Writes the lane's part of a row, times `factor`; a null row is left out. All lanes of a warp call.
 template <typename Engine, typename T, int E>
 STURDY_DEVICE void store_row(T* row, bool packed, int dim, const typename Engine::template Sums<E>& sums, int half,
                              Accumulate<T> factor) {
   constexpr int vector = Engine::vector;
-  if (row == nullptr) {
-    return;
-  }
+  constexpr int blocks = E / Engine::block;
+  const auto element = [&](int j, int v) { return from_accumulate<T>(sums.value[half][j][v] * factor); };
+  if (!packed) {
 #pragma unroll
-  for (int j = 0; j < E / Engine::block; ++j) {
-    const int column = Engine::column(j);
-    Packed<T, vector> elements;
-#pragma unroll
-    for (int v = 0; v < vector; ++v) {
-      elements[v] = from_accumulate<T>(sums.value[half][j][v] * factor);
-    }
-    if (packed) {
-      if (column < dim) {
-        store_packed(row + column, elements);
+    for (int i = 0; i < blocks * vector; ++i) {
+      const int column = Engine::column(i / vector) + i % vector;
+      if (row != nullptr && column < dim) {
+        row[column] = element(i / vector, i % vector);
       }
-      continue;
     }
+  } else if constexpr (sizeof(T) == 2) {
+    // Neighbouring lanes swap words, so that each has eight bytes of one of two blocks and four lanes fill 32 in a row.
+    const bool odd = lane_index() % 2 != 0;
 #pragma unroll
-    for (int v = 0; v < vector; ++v) {
-      if (column + v < dim) {
-        row[column + v] = elements[v];
+    for (int j = 0; j < blocks; j += 2) {
+      const Packed<T, 2> left = {{element(j, 0), element(j, 1)}};
+      const Packed<T, 2> right = {{element(j + 1, 0), element(j + 1, 1)}};
+      const Packed<T, 2> received = shuffle_xor(odd ? left : right, 1);
+      const Packed<T, 2> first = odd ? received : left;
+      const Packed<T, 2> second = odd ? right : received;
+      const int column = odd ? Engine::column(j + 1) - 2 : Engine::column(j);
+      if (row != nullptr && column < dim) {
+        store_packed(row + column, Packed<T, 4>{{first[0], first[1], second[0], second[1]}});
+      }
+    }
+  } else {
+#pragma unroll
+    for (int j = 0; j < blocks; ++j) {
+      Packed<T, vector> elements;
+#pragma unroll
+      for (int v = 0; v < vector; ++v) {
+        elements[v] = element(j, v);
+      }
+      if (row != nullptr && Engine::column(j) < dim) {
+        store_packed(row + Engine::column(j), elements);
       }
     }
   }
@@ -360,16 +375,6 @@ STURDY_DEVICE void add_row(const Element* row, bool packed, int dim, Accumulate<
   }
 }
 
-// The inner product of two rows, by the four lanes that share a row; all of them get it. All lanes of a warp call.
-template <typename Left, typename Right>
-STURDY_DEVICE Accumulate<Left> four_lane_dot(const Left* a, const Right* b, int dim) {
-  Accumulate<Left> sum = 0;
-  for (int i = lane_index() % 4; i < dim; i += 4) {
-    sum += to_accumulate(a[i]) * to_accumulate(b[i]);
-  }
-  return warp_sum<4>(sum);
-}
-
 // `Width` elements of a row; zeros from dim on.
 template <int Width, typename T>
 STURDY_DEVICE void load_elements(const T* row, bool packed, int dim, int first, Accumulate<T> (&elements)[Width]) {
@@ -389,6 +394,25 @@ STURDY_DEVICE void load_elements(const T* row, bool packed, int dim, int first, 
       elements[i + w] = first + i + w < dim ? to_accumulate(row[first + i + w]) : Accumulate<T>(0);
     }
   }
+}
+
+// The inner product of a row in shared memory, which is zero from dim on, and of another one anywhere, by the four
+// lanes that share a row; all of them get it. All lanes of a warp call.
+template <int E, typename T, typename Other>
+STURDY_DEVICE Accumulate<T> four_lane_dot(const T* row, const Other* other, bool packed, int dim) {
+  constexpr int width = 16 / static_cast<int>(sizeof(T));
+  Accumulate<T> sum = 0;
+#pragma unroll 2
+  for (int at = lane_index() % 4 * width; at < dim; at += 4 * width) {
+    const Packed<T, width> left = load_packed<width>(row + at);
+    Accumulate<T> right[width];
+    load_elements<width>(other, packed, dim, at, right);
+#pragma unroll
+    for (int w = 0; w < width; ++w) {
+      sum += to_accumulate(left[w]) * right[w];
+    }
+  }
+  return warp_sum<4>(sum);
 }
 
 // The way back; elements from dim on are dropped.
