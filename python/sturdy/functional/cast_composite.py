@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sturdy._errors import ShapeError
 from sturdy.functional._arguments import autocast_enabled
 
 # Keys put a float32 into the high word, and what breaks ties into the low one.
@@ -77,7 +78,13 @@ def composite_cluster(
         all int32.
     """
     batch, tokens, clusters = affinity.shape
-    slots = min(cluster_size or -(-tokens // clusters), tokens)
+    balanced = -(-tokens // clusters)
+    slots = min(cluster_size or balanced, tokens)
+    if single_assignment and slots < balanced:
+        raise ShapeError(
+            "cast_cluster: with sa_topk every token needs a slot: capacity C * cluster_size = "
+            f"{clusters} * {cluster_size} = {clusters * cluster_size} < N = {tokens}"
+        )
     with torch.no_grad():
         score = _ordered_bits(affinity)
         there = affinity.new_ones(batch, tokens, dtype=torch.bool) if padding is None else ~padding.bool()
@@ -190,8 +197,25 @@ def composite_attention(
     Returns:
         ``(B, h, N, e)``, dtype of ``q``; 0 in rows of padding.
     """
+    _check_index(index, q.shape[2], padding)
     with _without_autocast(q.device.type):
         return _attention(q, k, v, surrogates, phi, index, padding, seed, tau, tau_q, tau_k, dropout)
+
+
+def _check_index(index: Tensor, tokens: int, padding: Tensor | None) -> None:
+    """On the CPU alone, as the kernels do."""
+    if index.device.type != "cpu" or index.numel() == 0 or torch.compiler.is_compiling():
+        return
+    least, most = (int(extreme) for extreme in index.aminmax())
+    if least < -1 or most >= tokens:
+        raise ShapeError(
+            f"cast_attention: index must hold tokens 0 to N - 1 = {tokens - 1}, or -1 for an empty slot, got "
+            f"{least if least < -1 else most}"
+        )
+    if padding is not None:
+        held = padding.bool().gather(1, index.clamp(min=0).flatten(1).long()) & (index.flatten(1) >= 0)
+        if bool(held.any()):
+            raise ShapeError("cast_attention: index must not hold padding")
 
 
 def _attention(
