@@ -105,7 +105,7 @@ class MaskedBatchNorm(_NormBase):
         centred = (wide - mean).masked_fill(mask, 0)
         var = centred.square().sum(over) / some
         if self.training and self.track_running_stats:
-            self._update(mean.detach(), var.detach() * (some / (some - 1).clamp(min=1)), count)
+            self._update(mean.detach(), var.detach() * some / (some - 1).clamp(min=1), count)
         out = centred * torch.rsqrt(var + self.eps)
         if self.weight is not None:
             out = out * self.weight
@@ -116,6 +116,6 @@ class MaskedBatchNorm(_NormBase):
     def _update(self, mean: Tensor, var: Tensor, count: Tensor) -> None:
         assert self.running_mean is not None and self.running_var is not None
         # A batch of padding alone says nothing.
-        factor = torch.where(count > 0, self._factor(), 0.0).to(self.running_mean.dtype)
+        factor = (count > 0).to(self.running_mean.dtype) * self._factor()
         self.running_mean.lerp_(mean.to(self.running_mean.dtype), factor)
         self.running_var.lerp_(var.to(self.running_var.dtype), factor)
