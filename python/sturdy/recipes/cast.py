@@ -121,8 +121,8 @@ def quick(data: str) -> dict[str, Any]:
 
 
 def refine(values: dict[str, Any], chosen: dict[str, Any]) -> dict[str, Any]:
-    """Never more warm-up than a third of the epochs."""
-    return {"warmup_epochs": min(values["warmup_epochs"], values["epochs"] // 3)}
+    """No more warm-up than a third of the epochs that the user wants."""
+    return {} if "epochs" not in chosen else {"warmup_epochs": min(values["warmup_epochs"], values["epochs"] // 3)}
 
 
 PRESET = Preset(

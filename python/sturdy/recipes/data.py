@@ -208,7 +208,11 @@ def _split(settings: Settings, train: Split, test: Split, classes: list[str]) ->
         raise UsageError(
             f"--batch-size {settings.batch_size} exceeds the {len(order) - n_val} training images of {settings.data}"
         )
-    parts = {"val": train.take(order[:n_val]), "test": test.take(test_order), "train": train.take(order[n_val:])}
+    parts: dict[str, Any] = {
+        "val": train.take(order[:n_val]),
+        "test": test.take(test_order),
+        "train": train.take(order[n_val:]),
+    }
     fit = parts["train"]
     if isinstance(fit, TokenSplit):
         return DataSet(**parts, classes=classes, channels=0, image_size=0, mean=(), std=())
@@ -241,7 +245,7 @@ def _statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
 
 def grey(data: DataSet) -> DataSet:
     """The data set with one channel and without normalisation: pixels are read as levels from 0 to 255."""
-    parts = {name: _grey_split(getattr(data, name)) for name in ("train", "val", "test")}
+    parts: dict[str, Any] = {name: _grey_split(getattr(data, name)) for name in ("train", "val", "test")}
     return replace(data, **parts, channels=1, mean=(0.0,), std=(1.0,))
 
 
@@ -316,7 +320,7 @@ def _split_in_order(settings: Settings, whole: Split, n_train: int, n_test: int,
         raise UsageError(f"--batch-size {settings.batch_size} exceeds the {n_used} training examples")
     n_asked = min(n_test, settings.limit_test or n_test)
     first = {"train": (0, n_used), "val": (n_train, n_asked), "test": (n_train + n_test, n_asked)}
-    parts = {name: _span(whole, start, start + count) for name, (start, count) in first.items()}
+    parts: dict[str, Any] = {name: _span(whole, start, start + count) for name, (start, count) in first.items()}
     fit = parts["train"]
     if isinstance(fit, ArraySplit):
         mean, std = _statistics(fit.images)

@@ -25,7 +25,7 @@ from sturdy.recipes import listops, pathfinder
 from sturdy.recipes.errors import RecipeError, one_line
 from sturdy.recipes.files import sync_folder, write_durably
 
-Arrays = dict[str, np.ndarray]
+Arrays = dict[str, Any]
 MakeBlock = Callable[[int], Arrays]
 # Opens a display of progress for so many blocks; what it gives is called with the number of examples of each.
 Display = Callable[[int], AbstractContextManager[Callable[[int], None]]]

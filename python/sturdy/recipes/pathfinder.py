@@ -248,7 +248,7 @@ def _marker(radius: float) -> Floats:
     near, far = (side / 2 - radius) * scale, (side / 2 + radius) * scale - 1
     fine = Image.new("L", (side * scale, side * scale))
     ImageDraw.Draw(fine).ellipse((near, near, far, far), fill=255)
-    return np.asarray(fine.resize((side, side), Image.Resampling.LANCZOS), np.float32) / 255
+    return np.asarray(fine.resize((side, side), Image.Resampling.LANCZOS), np.float32) / np.float32(255)
 
 
 # ---- drawing ---------------------------------------------------------------------------------------------------------
