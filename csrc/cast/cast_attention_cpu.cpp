@@ -113,8 +113,8 @@ CastAttentionPlan make_plan(const CastAttentionParams& p) {
   // Of one sequence alone, so that the batch does not decide how sums are cut.
   plan.token_rows = std::clamp<int64_t>(kCastMixingBlock / p.sizes.clusters / kCastRowStep * kCastRowStep, kCastRowStep,
                                         kCastTokenRows);
-  plan.chunk_tokens = in_steps(std::max(kLeastChunk, kTokensPerCluster * p.sizes.clusters), kCastTokenRows) *
-                      kCastTokenRows;
+  plan.chunk_tokens =
+      in_steps(std::max(kLeastChunk, kTokensPerCluster * p.sizes.clusters), kCastTokenRows) * kCastTokenRows;
   plan.chunks = in_steps(p.sizes.tokens, plan.chunk_tokens);
   // Queries do not see each other, so these may be cut as suits the whole call.
   const int64_t tasks = std::max<int64_t>(1, plan.pairs * p.sizes.clusters);
@@ -176,9 +176,8 @@ Status fill_shared(const CastAttentionPlan& plan, const CastAttentionParams& p, 
     });
   }
   if (status == Status::ok) {
-    status = threads(p.sizes.heads, 1, [&](int64_t begin, int64_t end) {
-      kernels(p.dtype).pack_surrogates(plan, p, begin, end);
-    });
+    status = threads(p.sizes.heads, 1,
+                     [&](int64_t begin, int64_t end) { kernels(p.dtype).pack_surrogates(plan, p, begin, end); });
   }
   return status;
 }
@@ -313,8 +312,7 @@ Status backward_of_clusters(const CastAttentionPlan& plan, const CastAttentionBa
                    [&](int64_t begin, int64_t end) { kernel.backward_clusters(plan, params, begin, end); });
   }
   if (plan.wave_clusters == 0) {
-    return threads(plan.pairs, 1,
-                   [&](int64_t begin, int64_t end) { kernel.backward_pairs(plan, params, begin, end); });
+    return threads(plan.pairs, 1, [&](int64_t begin, int64_t end) { kernel.backward_pairs(plan, params, begin, end); });
   }
   Status status = Status::ok;
   for (int64_t first = 0; first < clusters && status == Status::ok; first += plan.wave_clusters) {

@@ -100,8 +100,8 @@ class BackwardMixing {
     gather_rows(head_rows<const S>(params_.grad_out, pair.sequence, pair.head), tokens_, rows, dim_, grads_,
                 dim_pitch_);
     multiply(rows, clusters_, dim_, queries_, dim_pitch_,
-             at<T>(plan_.surrogate_columns, pair.head * dim_ * cluster_pitch_), cluster_pitch_, scores_,
-             cluster_pitch_, false);
+             at<T>(plan_.surrogate_columns, pair.head * dim_ * cluster_pitch_), cluster_pitch_, scores_, cluster_pitch_,
+             false);
     multiply(rows, clusters_, dim_, grads_, dim_pitch_, summary_columns_, cluster_pitch_, received_, cluster_pitch_,
              false);
     for (int64_t i = 0; i < rows; i++) {
@@ -116,8 +116,8 @@ class BackwardMixing {
     multiply(rows, dim_, clusters_, received_, cluster_pitch_,
              at<T>(plan_.surrogates, pair.head * cpu::padded_rows(clusters_) * dim_pitch_), dim_pitch_, grad_queries_,
              dim_pitch_, false);
-    multiply<Left::transposed>(clusters_, dim_, rows, received_, cluster_pitch_, queries_, dim_pitch_,
-                               grad_surrogates_, dim_pitch_, add);
+    multiply<Left::transposed>(clusters_, dim_, rows, received_, cluster_pitch_, queries_, dim_pitch_, grad_surrogates_,
+                               dim_pitch_, add);
     multiply<Left::transposed>(clusters_, dim_, rows, weights_, cluster_pitch_, grads_, dim_pitch_, grad_summaries_,
                                dim_pitch_, add);
     const HeadRows<S> grad_q = head_rows<S>(params_.grad_q, pair.sequence, pair.head);
@@ -290,7 +290,8 @@ class BackwardCluster {
   }
 
   void list(const Pair& pair, int64_t cluster) {
-    count_ = list_members(p_.index + (pair.sequence * p_.sizes.clusters + cluster) * p_.slots, p_.slots, tokens_, slots_);
+    count_ =
+        list_members(p_.index + (pair.sequence * p_.sizes.clusters + cluster) * p_.slots, p_.slots, tokens_, slots_);
   }
 
   void gather_queries(const Pair& pair) {

@@ -136,7 +136,8 @@ class ForwardCluster {
       }
       return;
     }
-    const T* surrogate = at<T>(plan_.surrogates, (pair.head * cpu::padded_rows(p_.sizes.clusters) + cluster) * dim_pitch_);
+    const T* surrogate =
+        at<T>(plan_.surrogates, (pair.head * cpu::padded_rows(p_.sizes.clusters) + cluster) * dim_pitch_);
     const T* gate = at<T>(plan_.key_gate, pair.sequence * p_.sizes.tokens);
     T* weights = row_;
     for (int64_t key = 0; key < count; key += cpu::kCastKeys) {
@@ -232,8 +233,8 @@ static void forward_clusters(const CastAttentionPlan& plan, const CastAttentionP
 STURDY_ALWAYS_INLINE void list_tokens(const PaddingView& padding, int64_t sequence, int64_t first, int64_t rows,
                                       int32_t* tokens) {
   for (int64_t i = 0; i < rows; i++) {
-    const bool none = padding.data != nullptr &&
-                      padding.data[sequence * padding.stride[0] + (first + i) * padding.stride[1]] != 0;
+    const bool none =
+        padding.data != nullptr && padding.data[sequence * padding.stride[0] + (first + i) * padding.stride[1]] != 0;
     tokens[i] = none ? -1 : static_cast<int32_t>(first + i);
   }
 }

@@ -52,13 +52,13 @@ struct CastAttentionPlan {
   int64_t token_rows;    // tokens that are mixed at a time
 
   // Shared by all tasks of a call; A is double for double, else float.
-  void* query_gate;         // (B, N), A: sp(phi) / tau_q; 0 for padding
-  void* key_gate;           // (B, N), A: sp(-phi) / tau_k
-  void* surrogates;         // (h, C, e), A, rows padded
-  void* surrogate_columns;  // (h, e, C), A, rows padded
-  uint8_t* occupied;        // (B, C): the cluster has a token
-  uint8_t* any_occupied;    // (B)
-  int64_t* first_membership;  // (B, N + 1): those of token i are [i] to [i + 1], ascending in clusters
+  void* query_gate;             // (B, N), A: sp(phi) / tau_q; 0 for padding
+  void* key_gate;               // (B, N), A: sp(-phi) / tau_k
+  void* surrogates;             // (h, C, e), A, rows padded
+  void* surrogate_columns;      // (h, e, C), A, rows padded
+  uint8_t* occupied;            // (B, C): the cluster has a token
+  uint8_t* any_occupied;        // (B)
+  int64_t* first_membership;    // (B, N + 1): those of token i are [i] to [i + 1], ascending in clusters
   CastMembership* memberships;  // (B, C * slots)
 
   // The pairs from first_pair on are worked on; what forward does not keep has room for those alone.

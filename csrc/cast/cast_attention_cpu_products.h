@@ -16,8 +16,8 @@ enum class Left { as_is, transposed };
 
 static_assert(cpu::kCastRowStep % kGemmRows == 0, "scratch must have whole tiles of rows");
 
-// out[row][column] (+)= sum over k < depth of left(row, k) * right[k][column] for kGemmRows rows, added up in order of k
-// from zero.
+// out[row][column] (+)= sum over k < depth of left(row, k) * right[k][column] for kGemmRows rows, added up in order of
+// k from zero.
 template <typename T, Left side, int vectors>
 __attribute__((noinline)) static void product_tile(const T* left, int64_t left_pitch, const T* right,
                                                    int64_t right_pitch, int64_t depth, T* out, int64_t out_pitch,

@@ -156,15 +156,13 @@ STURDY_ALWAYS_INLINE void gather_transposed(const Row& row, int64_t count, int64
 template <typename S, typename T>
 static void gather_columns(HeadRows<const S> from, const int32_t* tokens, int64_t count, int64_t dim, T* to,
                            int64_t pitch) {
-  gather_transposed(
-      [&](int64_t i) { return from.row(tokens[i]); }, count, dim, to, pitch);
+  gather_transposed([&](int64_t i) { return from.row(tokens[i]); }, count, dim, to, pitch);
 }
 
 // to[column][row] = from[row][column].
 template <typename T>
 static void transpose_rows(const T* from, int64_t from_pitch, int64_t rows, int64_t columns, T* to, int64_t pitch) {
-  gather_transposed(
-      [&](int64_t i) { return from + i * from_pitch; }, rows, columns, to, pitch);
+  gather_transposed([&](int64_t i) { return from + i * from_pitch; }, rows, columns, to, pitch);
 }
 
 // to = from * factor, converted.
