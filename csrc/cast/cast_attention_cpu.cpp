@@ -17,6 +17,7 @@ constexpr int64_t kTasksWanted = 16;      // fewer are cut further
 constexpr int64_t kLeastChunk = 256;      // tokens of a mixing task
 constexpr int64_t kTokensPerCluster = 8;  // in a mixing task, so that its sums over clusters are few beside its tokens
 constexpr int64_t kGateGrain = 2048;      // tokens
+constexpr int64_t kGroupBytes = int64_t{8} << 20;  // of O, which mixing reads while caches still have it
 
 const CastAttentionKernels& kernels(DType dtype) { return STURDY_ON_CPU_ISA(cast_attention_kernels(dtype)); }
 
@@ -69,21 +70,22 @@ void fill_gates(const CastAttentionPlan& plan, const CastAttentionParams& p, int
 // ---- clusters ----
 
 // Which clusters have tokens, and for each token where it is, clusters ascending.
+template <typename T>
 void list_memberships(const CastAttentionPlan& plan, const CastAttentionParams& p, int64_t sequence) {
   const int64_t clusters = p.sizes.clusters;
   const int64_t tokens = p.sizes.tokens;
   const int32_t* index = p.index + sequence * clusters * p.slots;
-  uint8_t* occupied = plan.occupied + sequence * clusters;
+  T* absent = static_cast<T*>(plan.absent) + sequence * row_pitch<T>(clusters);
   int64_t* first = plan.first_membership + sequence * (tokens + 1);
   CastMembership* places = plan.memberships + sequence * clusters * p.slots;
   std::fill_n(first, tokens + 1, int64_t{0});
-  std::fill_n(occupied, clusters, uint8_t{0});
+  std::fill_n(absent, row_pitch<T>(clusters), -std::numeric_limits<T>::infinity());
   for (int64_t c = 0; c < clusters; c++) {
     for (int64_t slot = 0; slot < p.slots; slot++) {
       const int64_t token = index[c * p.slots + slot];
       if (token >= 0) {
         first[token + 1]++;
-        occupied[c] = 1;
+        absent[c] = 0;
       }
     }
   }
@@ -137,7 +139,7 @@ void place_shared(CastAttentionPlan& plan, const CastAttentionParams& p, Arena& 
   plan.key_gate = arena.take<T>(s.batch * s.tokens);
   plan.surrogates = arena.take<T>(s.heads * padded_rows(s.clusters) * row_pitch<T>(s.dim));
   plan.surrogate_columns = arena.take<T>(s.heads * s.dim * row_pitch<T>(s.clusters));
-  plan.occupied = arena.take<uint8_t>(s.batch * s.clusters);
+  plan.absent = arena.take<T>(s.batch * row_pitch<T>(s.clusters));
   plan.any_occupied = arena.take<uint8_t>(s.batch);
   plan.first_membership = arena.take<int64_t>(s.batch * (s.tokens + 1));
   plan.memberships = arena.take<CastMembership>(s.batch * s.clusters * p.slots);
@@ -171,7 +173,7 @@ Status fill_shared(const CastAttentionPlan& plan, const CastAttentionParams& p, 
   if (status == Status::ok) {
     status = threads(p.sizes.batch, 1, [&](int64_t begin, int64_t end) {
       for (int64_t sequence = begin; sequence < end; sequence++) {
-        list_memberships(plan, p, sequence);
+        list_memberships<T>(plan, p, sequence);
       }
     });
   }
@@ -192,24 +194,26 @@ Status forward(const CastAttentionParams& p, const Threads& threads) {
   const CastAttentionKernels& kernel = kernels(p.dtype);
   CastAttentionPlan plan = make_plan(p);
   const bool keep = p.intra != nullptr;
-  const int64_t pairs_at_once =
-      keep ? plan.pairs : std::min(plan.pairs, in_steps(kTasksWanted, p.sizes.clusters * plan.query_parts));
+  const int64_t tasks = p.sizes.clusters * plan.query_parts;
+  const int64_t pair_bytes = std::max<int64_t>(1, p.sizes.clusters * p.slots * p.sizes.dim * element_size(p.dtype));
+  const int64_t most_pairs = std::min(plan.pairs, std::max(in_steps(kTasksWanted, tasks), kGroupBytes / pair_bytes));
   const auto place = [&](Arena arena) {
     place_shared<T>(plan, p, arena);
     if (!keep) {
-      place_unkept<T>(plan, p, pairs_at_once, arena);
+      place_unkept<T>(plan, p, most_pairs, arena);
     }
     return arena.used();
   };
   place(Arena(host_scratch(ScratchSlot::call, place(Arena(nullptr)))));
   Status status = fill_shared<T>(plan, p, threads);
-  for (int64_t first = 0; first < plan.pairs && status == Status::ok; first += pairs_at_once) {
-    const int64_t pairs = std::min(pairs_at_once, plan.pairs - first);
+  for (int64_t first = 0; first < plan.pairs && status == Status::ok; first += most_pairs) {
     plan.first_pair = first;
-    status = threads(pairs * p.sizes.clusters * plan.query_parts, 1,
+    plan.kept_from = keep ? 0 : first;
+    plan.group = std::min(most_pairs, plan.pairs - first);
+    status = threads(plan.group * tasks, 1,
                      [&](int64_t begin, int64_t end) { kernel.forward_clusters(plan, p, begin, end); });
     if (status == Status::ok) {
-      status = threads(pairs * plan.chunks, 1,
+      status = threads(plan.group * plan.chunks, 1,
                        [&](int64_t begin, int64_t end) { kernel.forward_mixing(plan, p, begin, end); });
     }
   }

@@ -131,19 +131,17 @@ class BackwardMixing {
   void differentiate(const Pair& pair, int64_t token, int64_t i) {
     const int64_t* memberships = plan_.first_membership + pair.sequence * (p_.sizes.tokens + 1);
     const cpu::CastMembership* places = plan_.memberships + pair.sequence * clusters_ * p_.slots;
-    const uint8_t* occupied = plan_.occupied + pair.sequence * clusters_;
+    const T* absent = at<T>(plan_.absent, pair.sequence * cluster_pitch_);
     const int64_t pair_slots = pair.index * clusters_ * p_.slots;
     const T gate = *at<T>(plan_.query_gate, pair.sequence * p_.sizes.tokens + token);
     const T lse = *at<T>(p_.lse_mix, pair.index * p_.sizes.tokens + token);
     T* scores = scores_ + i * cluster_pitch_;
     T* weights = weights_ + i * cluster_pitch_;
     T* received = received_ + i * cluster_pitch_;
-    for (int64_t c = 0; c < clusters_; c++) {
-      weights[c] = occupied[c] != 0 ? scores[c] * gate : kMinusInfinity<T>;
+    for (int64_t c = 0; c < clusters_; c += kLanes<T>) {
+      const Vec<T> score = multiply_add(load(scores + c), broadcast(gate), load(absent + c));
+      store(weights + c, WeightPower<T>::of((score - broadcast(lse)) * broadcast(WeightPower<T>::kBase)));
     }
-    std::fill(weights + clusters_, weights + in_vectors<T>(clusters_), kMinusInfinity<T>);
-    std::fill(received + clusters_, received + in_vectors<T>(clusters_), T{0});
-    exp_of_row(weights, clusters_, lse, T{1});
     for (int64_t m = memberships[token]; m < memberships[token + 1]; m++) {
       const int64_t cluster = places[m].cluster;
       const int64_t slot = pair_slots + cluster * p_.slots + places[m].slot;
@@ -186,7 +184,7 @@ static void backward_mixing(const CastAttentionPlan& plan, const CastAttentionBa
                             int64_t end) {
   BackwardMixing<S> mixing(plan, params);
   for (int64_t task = begin; task < end; task++) {
-    mixing.run(task / plan.chunks, task % plan.chunks);
+    mixing.run(task % plan.pairs, task / plan.pairs);
   }
   trim_host_scratch(ScratchSlot::task);
 }
@@ -362,12 +360,13 @@ class BackwardCluster {
   // Turns scores into weights and the gradients of weights into those of q . k.
   void differentiate(int64_t slot, int64_t key, int64_t keys, T* weights, T* grads) {
     const T shift = *at<T>(p_.lse_intra, first_slot_ + slot);
-    const Vec<T> lse = broadcast(shift);
+    const Vec<T> lse = broadcast(shift * WeightPower<T>::kBase);
+    const Vec<T> factor = broadcast(static_cast<T>(1.0 / p_.tau) * WeightPower<T>::kBase);
     const Vec<T> delta = broadcast(*at<T>(plan_.mix_delta, first_slot_ + slot));
     const Vec<T> scale = broadcast(static_cast<T>(1.0 / p_.tau));
     if (!dropout_.active()) {
       for (int64_t j = 0; j < keys; j += kLanes<T>) {
-        const Vec<T> weight = exp(load(weights + j) * scale - lse);
+        const Vec<T> weight = WeightPower<T>::of(load(weights + j) * factor - lse);
         store(grads + j, weight * (load(grads + j) - delta) * scale);
         store(weights + j, weight);
       }
@@ -375,7 +374,7 @@ class BackwardCluster {
     }
     dropout_row(dropout_, first_slot_ + slot, slots_ + key, keys, keep_);
     for (int64_t j = 0; j < keys; j += kLanes<T>) {
-      const Vec<T> weight = exp(load(weights + j) * scale - lse);
+      const Vec<T> weight = WeightPower<T>::of(load(weights + j) * factor - lse);
       const Vec<T> keep = load(keep_ + j);
       store(grads + j, weight * (keep * load(grads + j) - delta) * scale);
       store(weights + j, weight * keep);
@@ -402,15 +401,19 @@ class BackwardCluster {
 constexpr int kGradients = 3;  // of q, k and v
 
 template <typename S>
+static void run_whole_cluster(BackwardCluster<S>& work, int64_t pair, int64_t cluster) {
+  work.run(pair, cluster, nullptr);
+  for (int tensor = 0; tensor < kGradients; tensor++) {
+    work.add(pair, cluster, nullptr, tensor);
+  }
+}
+
+template <typename S>
 static void backward_clusters(const CastAttentionPlan& plan, const CastAttentionBackwardParams& params, int64_t begin,
                               int64_t end) {
   BackwardCluster<S> work(plan, params);
-  const int64_t clusters = params.forward.sizes.clusters;
   for (int64_t task = begin; task < end; task++) {
-    work.run(task / clusters, task % clusters, nullptr);
-    for (int tensor = 0; tensor < kGradients; tensor++) {
-      work.add(task / clusters, task % clusters, nullptr, tensor);
-    }
+    run_whole_cluster(work, task % plan.pairs, task / plan.pairs);
   }
   trim_host_scratch(ScratchSlot::task);
 }
@@ -418,8 +421,13 @@ static void backward_clusters(const CastAttentionPlan& plan, const CastAttention
 template <typename S>
 static void backward_pairs(const CastAttentionPlan& plan, const CastAttentionBackwardParams& params, int64_t begin,
                            int64_t end) {
-  const int64_t clusters = params.forward.sizes.clusters;
-  backward_clusters<S>(plan, params, begin * clusters, end * clusters);
+  BackwardCluster<S> work(plan, params);
+  for (int64_t cluster = 0; cluster < params.forward.sizes.clusters; cluster++) {
+    for (int64_t pair = begin; pair < end; pair++) {
+      run_whole_cluster(work, pair, cluster);
+    }
+  }
+  trim_host_scratch(ScratchSlot::task);
 }
 
 template <typename S>
@@ -432,11 +440,11 @@ STURDY_ALWAYS_INLINE Accumulate<S>* wave_rows(const CastAttentionPlan& plan, con
 
 template <typename S>
 static void backward_wave(const CastAttentionPlan& plan, const CastAttentionBackwardParams& params,
-                          int64_t first_cluster, int64_t clusters, int64_t begin, int64_t end) {
+                          int64_t first_cluster, int64_t /*clusters*/, int64_t begin, int64_t end) {
   BackwardCluster<S> work(plan, params);
   for (int64_t task = begin; task < end; task++) {
-    const int64_t pair = task / clusters;
-    const int64_t in_wave = task % clusters;
+    const int64_t pair = task % plan.pairs;
+    const int64_t in_wave = task / plan.pairs;
     work.run(pair, first_cluster + in_wave, wave_rows<S>(plan, params.forward, pair, in_wave));
   }
   trim_host_scratch(ScratchSlot::task);

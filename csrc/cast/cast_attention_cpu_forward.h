@@ -72,7 +72,7 @@ class ForwardCluster {
 
   void run(int64_t pair_index, int64_t cluster, int64_t part) {
     const Pair pair(p_.sizes, pair_index);
-    const int64_t place = (pair_index - plan_.first_pair) * p_.sizes.clusters + cluster;
+    const int64_t place = (pair_index - plan_.kept_from) * p_.sizes.clusters + cluster;
     const int32_t* index = p_.index + (pair.sequence * p_.sizes.clusters + cluster) * p_.slots;
     const int64_t count = list_members(index, p_.slots, tokens_, slots_);
     S* intra = at<S>(plan_.intra, place * p_.slots * dim_);
@@ -147,6 +147,7 @@ class ForwardCluster {
     for (int64_t j = 0; j < count; j++) {
       weights[j] *= gate[tokens_[j]];
     }
+    close_row(weights, count);
     const T most = largest_of_row(weights, count);
     const T sum = exp_of_row(weights, count, most, T{1});
     T* result = row_ + in_vectors<T>(count);
@@ -171,6 +172,7 @@ class ForwardCluster {
                key_pitch_, scores_, key_pitch_, false);
       for (int64_t i = 0; i < rows; i++) {
         T* row = scores_ + i * key_pitch_;
+        close_row(row, keys);
         const T largest = largest_of_row(row, keys);
         if (key == 0) {
           most[i] = largest;
@@ -219,10 +221,9 @@ class ForwardCluster {
 template <typename S>
 static void forward_clusters(const CastAttentionPlan& plan, const CastAttentionParams& p, int64_t begin, int64_t end) {
   ForwardCluster<S> cluster(plan, p);
-  const int64_t per_pair = p.sizes.clusters * plan.query_parts;
   for (int64_t task = begin; task < end; task++) {
-    const int64_t in_pair = task % per_pair;
-    cluster.run(plan.first_pair + task / per_pair, in_pair / plan.query_parts, in_pair % plan.query_parts);
+    const int64_t whole = task / plan.query_parts;
+    cluster.run(plan.first_pair + whole % plan.group, whole / plan.group, task % plan.query_parts);
   }
   trim_host_scratch(ScratchSlot::task);
 }
@@ -266,7 +267,7 @@ class ForwardMixing {
       clear_chunk(pair, first, end, out);
       return;
     }
-    const int64_t local = pair_index - plan_.first_pair;
+    const int64_t local = pair_index - plan_.kept_from;
     const T* summaries = at<T>(plan_.summaries, local * clusters_ * dim_);
     for (int64_t c = 0; c < clusters_; c++) {
       copy_summary(summaries + c * dim_, summaries_ + c * dim_pitch_);
@@ -303,14 +304,14 @@ class ForwardMixing {
 
   void store_lse(const Pair& pair, int64_t token, T value) const {
     if (plan_.lse_mix != nullptr) {
-      *at<T>(plan_.lse_mix, (pair.index - plan_.first_pair) * p_.sizes.tokens + token) = value;
+      *at<T>(plan_.lse_mix, (pair.index - plan_.kept_from) * p_.sizes.tokens + token) = value;
     }
   }
 
   void mix(const Pair& pair, int64_t first, int64_t rows, const HeadRows<S>& out) {
     const int64_t* memberships = plan_.first_membership + pair.sequence * (p_.sizes.tokens + 1);
     const cpu::CastMembership* places = plan_.memberships + pair.sequence * clusters_ * p_.slots;
-    const uint8_t* occupied = plan_.occupied + pair.sequence * clusters_;
+    const T* absent = at<T>(plan_.absent, pair.sequence * cluster_pitch_);
     list_tokens(p_.padding, pair.sequence, first, rows, tokens_);
     gather_rows(head_rows<const S>(p_.q, pair.sequence, pair.head), tokens_, rows, dim_, queries_, dim_pitch_);
     multiply(rows, clusters_, dim_, queries_, dim_pitch_,
@@ -324,8 +325,9 @@ class ForwardMixing {
         store_lse(pair, first + i, kMinusInfinity<T>);
         continue;
       }
-      for (int64_t c = 0; c < clusters_; c++) {
-        row[c] = occupied[c] != 0 ? row[c] * gate[first + i] : kMinusInfinity<T>;
+      const Vec<T> by = broadcast(gate[first + i]);
+      for (int64_t c = 0; c < clusters_; c += kLanes<T>) {
+        store(row + c, multiply_add(load(row + c), by, load(absent + c)));
       }
       const T most = largest_of_row(row, clusters_);
       const T sum = exp_of_row(row, clusters_, most, T{1});
@@ -337,8 +339,11 @@ class ForwardMixing {
         row[places[m].cluster] = T{0};
       }
     }
+    const S* intra = at<S>(plan_.intra, (pair.index - plan_.kept_from) * clusters_ * p_.slots * dim_);
+    for (int64_t m = memberships[first]; m < memberships[first + rows]; m++) {
+      prefetch_row(intra + (places[m].cluster * p_.slots + places[m].slot) * dim_, dim_);
+    }
     multiply(rows, dim_, clusters_, weights_, cluster_pitch_, summaries_, dim_pitch_, sums_, dim_pitch_, false);
-    const S* intra = at<S>(plan_.intra, (pair.index - plan_.first_pair) * clusters_ * p_.slots * dim_);
     for (int64_t i = 0; i < rows; i++) {
       if (tokens_[i] < 0) {
         std::fill_n(out.row(first + i), dim_, S{});
@@ -364,7 +369,7 @@ template <typename S>
 static void forward_mixing(const CastAttentionPlan& plan, const CastAttentionParams& p, int64_t begin, int64_t end) {
   ForwardMixing<S> mixing(plan, p);
   for (int64_t task = begin; task < end; task++) {
-    mixing.run(plan.first_pair + task / plan.chunks, task % plan.chunks);
+    mixing.run(plan.first_pair + task % plan.group, task / plan.group);
   }
   trim_host_scratch(ScratchSlot::task);
 }

@@ -56,13 +56,14 @@ struct CastAttentionPlan {
   void* key_gate;               // (B, N), A: sp(-phi) / tau_k
   void* surrogates;             // (h, C, e), A, rows padded
   void* surrogate_columns;      // (h, e, C), A, rows padded
-  uint8_t* occupied;            // (B, C): the cluster has a token
+  void* absent;                 // (B, C), A, rows padded: -infinity for a cluster without tokens, 0 for others
   uint8_t* any_occupied;        // (B)
   int64_t* first_membership;    // (B, N + 1): those of token i are [i] to [i + 1], ascending in clusters
   CastMembership* memberships;  // (B, C * slots)
 
-  // The pairs from first_pair on are worked on; what forward does not keep has room for those alone.
-  int64_t first_pair;
+  // Forward works on `group` pairs at a time, from first_pair on. What it keeps begins with pair kept_from: 0, or where
+  // nothing is kept first_pair, as there is room for the pairs of a group alone.
+  int64_t first_pair, group, kept_from;
   void* intra;        // dtype of the tokens
   void* summaries;    // A
   void* lse_intra;    // A; may be null, as may the next two
@@ -83,18 +84,19 @@ struct CastAttentionPlan {
   void* wave_rows;        // (pairs, wave_clusters, 3, slots, e), A, rows padded: of q, k and v
 };
 
-// Tasks are numbered: clusters (pair, cluster, part), mixing (pair, chunk), counted from first_pair.
+// Tasks of clusters are numbered (cluster, pair, part) and those of mixing (chunk, pair), with pairs counted from
+// first_pair: heads of one sequence follow each other, as their rows are neighbours in memory.
 struct CastAttentionKernels {
   void (*pack_surrogates)(const CastAttentionPlan&, const CastAttentionParams&, int64_t begin, int64_t end);  // heads
   void (*forward_clusters)(const CastAttentionPlan&, const CastAttentionParams&, int64_t begin, int64_t end);
   void (*forward_mixing)(const CastAttentionPlan&, const CastAttentionParams&, int64_t begin, int64_t end);
 
   void (*backward_mixing)(const CastAttentionPlan&, const CastAttentionBackwardParams&, int64_t begin, int64_t end);
-  // Numbered (pair, cluster): clusters that share no token, in any order.
+  // Clusters that share no token, in any order.
   void (*backward_clusters)(const CastAttentionPlan&, const CastAttentionBackwardParams&, int64_t begin, int64_t end);
   // Numbered by pair: all of its clusters.
   void (*backward_pairs)(const CastAttentionPlan&, const CastAttentionBackwardParams&, int64_t begin, int64_t end);
-  // Numbered (pair, cluster - first_cluster), into wave_rows; then (pair, tensor of three), out of it.
+  // The clusters from first_cluster on, into wave_rows; then, numbered (pair, tensor of three), out of it.
   void (*backward_wave)(const CastAttentionPlan&, const CastAttentionBackwardParams&, int64_t first_cluster,
                         int64_t clusters, int64_t begin, int64_t end);
   void (*add_wave)(const CastAttentionPlan&, const CastAttentionBackwardParams&, int64_t first_cluster,

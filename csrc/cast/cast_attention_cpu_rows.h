@@ -34,10 +34,18 @@ STURDY_ALWAYS_INLINE Vec<T> rotate(Vec<T> v, int by) {
   return {__builtin_shuffle(v.v, from)};
 }
 
+// b where one of them is a NaN.
 template <typename T>
 STURDY_ALWAYS_INLINE Vec<T> larger(Vec<T> a, Vec<T> b) {
   return {a.v > b.v ? a.v : b.v};
 }
+#if defined(__AVX512F__)
+STURDY_ALWAYS_INLINE Vec<float> larger(Vec<float> a, Vec<float> b) { return {_mm512_max_ps(a.v, b.v)}; }
+STURDY_ALWAYS_INLINE Vec<double> larger(Vec<double> a, Vec<double> b) { return {_mm512_max_pd(a.v, b.v)}; }
+#elif defined(__AVX2__)
+STURDY_ALWAYS_INLINE Vec<float> larger(Vec<float> a, Vec<float> b) { return {_mm256_max_ps(a.v, b.v)}; }
+STURDY_ALWAYS_INLINE Vec<double> larger(Vec<double> a, Vec<double> b) { return {_mm256_max_pd(a.v, b.v)}; }
+#endif
 
 template <typename T>
 STURDY_ALWAYS_INLINE T sum_of_lanes(Vec<T> v) {
@@ -200,23 +208,74 @@ STURDY_ALWAYS_INLINE T dot(const T* a, const S* b, int64_t dim) {
 
 // ---- softmax ----
 
-// Sets the lanes behind `count` to -infinity, up to whole vectors, and returns the largest element.
+// Powers for weights of at most 1, in the base that is cheapest: of(x * kBase) = e^x. 0 for -infinity, and NaN stays.
 template <typename T>
-STURDY_ALWAYS_INLINE T largest_of_row(T* row, int64_t count) {
-  std::fill(row + count, row + in_vectors<T>(count), kMinusInfinity<T>);
-  Vec<T> most = broadcast(kMinusInfinity<T>);
-  for (int64_t j = 0; j < count; j += kLanes<T>) {
-    most = larger(load(row + j), most);
+struct WeightPower {
+  static constexpr T kBase = 1;
+  static STURDY_ALWAYS_INLINE Vec<T> of(Vec<T> x) { return exp(x); }
+};
+
+// 2^x: reducing x is exact. Within 1.5 ulp, and 1 at 0.
+template <>
+struct WeightPower<float> {
+  static constexpr float kBase = 0x1.715476p+0f;  // log2(e)
+  static constexpr float kLeast = -151.0f;        // below: 0
+  // (2^r - 1) / r, |r| <= 1/2
+  static constexpr float kPower[] = {0x1.62e42ap-1f, 0x1.ebf9bcp-3f, 0x1.c6b752p-5f, 0x1.3cea88p-7f, 0x1.5bba14p-10f};
+
+  static STURDY_ALWAYS_INLINE Vec<float> of(Vec<float> x) {
+    using C = MathConstants<float>;
+    const Vec<float> bounded = larger(broadcast(kLeast), x);
+    const Vec<float> shifted = bounded + broadcast(C::kRound);
+    const Vec<float> whole = shifted - broadcast(C::kRound);
+    const Vec<float> r = bounded - whole;
+    const Vec<float> power = multiply_add(r, polynomial(kPower, r), broadcast(1.0f));
+#if defined(__AVX512F__)
+    Vec<float> result;
+    asm("vscalefps %2, %1, %0" : "=v"(result.v) : "v"(power.v), "v"(whole.v));
+    return result;
+#else
+    return scale(power, bits_of(shifted) - bits_of(broadcast(C::kRound)));
+#endif
   }
-  return largest_lane(most);
+};
+
+// The largest element; those behind `count` count too, up to whole vectors.
+template <typename T>
+STURDY_ALWAYS_INLINE T largest_of_row(const T* row, int64_t count) {
+  constexpr int together = 4;
+  Vec<T> most[together];
+  STURDY_UNROLL
+  for (int i = 0; i < together; i++) {
+    most[i] = broadcast(kMinusInfinity<T>);
+  }
+  int64_t j = 0;
+  for (; j + together * kLanes<T> <= count; j += together * kLanes<T>) {
+    STURDY_UNROLL
+    for (int i = 0; i < together; i++) {
+      most[i] = larger(load(row + j + i * kLanes<T>), most[i]);
+    }
+  }
+  for (; j < count; j += kLanes<T>) {
+    most[0] = larger(load(row + j), most[0]);
+  }
+  return largest_lane(larger(larger(most[0], most[1]), larger(most[2], most[3])));
 }
 
-// row = exp((row - shift) * scale); returns the sum.
+// Sets the elements behind `count` to -infinity, up to whole vectors.
+template <typename T>
+STURDY_ALWAYS_INLINE void close_row(T* row, int64_t count) {
+  std::fill(row + count, row + in_vectors<T>(count), kMinusInfinity<T>);
+}
+
+// row = exp((row - shift) * scale); returns the sum, of whole vectors.
 template <typename T>
 STURDY_ALWAYS_INLINE T exp_of_row(T* row, int64_t count, T shift, T scale) {
+  const Vec<T> shifts = broadcast(shift);
+  const Vec<T> factor = broadcast(scale * WeightPower<T>::kBase);
   Vec<T> sum{};
   for (int64_t j = 0; j < count; j += kLanes<T>) {
-    const Vec<T> value = exp((load(row + j) - broadcast(shift)) * broadcast(scale));
+    const Vec<T> value = WeightPower<T>::of((load(row + j) - shifts) * factor);
     sum += value;
     store(row + j, value);
   }
