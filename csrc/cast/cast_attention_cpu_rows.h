@@ -24,8 +24,8 @@ STURDY_ALWAYS_INLINE int64_t in_vectors(int64_t columns) {
 
 // ---- sums and maxima over the lanes of a vector ----
 
-template <typename T>
-STURDY_ALWAYS_INLINE Vec<T> rotate(Vec<T> v, int by) {
+template <int by, typename T>
+STURDY_ALWAYS_INLINE Vec<T> rotate(Vec<T> v) {
   Lanes<T> from{};
   STURDY_UNROLL
   for (int i = 0; i < kLanes<T>; i++) {
@@ -47,22 +47,22 @@ STURDY_ALWAYS_INLINE Vec<float> larger(Vec<float> a, Vec<float> b) { return {_mm
 STURDY_ALWAYS_INLINE Vec<double> larger(Vec<double> a, Vec<double> b) { return {_mm256_max_pd(a.v, b.v)}; }
 #endif
 
-template <typename T>
+template <typename T, int by = kLanes<T> / 2>
 STURDY_ALWAYS_INLINE T sum_of_lanes(Vec<T> v) {
-  STURDY_UNROLL
-  for (int by = kLanes<T> / 2; by > 0; by /= 2) {
-    v += rotate(v, by);
+  if constexpr (by == 0) {
+    return v.v[0];
+  } else {
+    return sum_of_lanes<T, by / 2>(v + rotate<by>(v));
   }
-  return v.v[0];
 }
 
-template <typename T>
+template <typename T, int by = kLanes<T> / 2>
 STURDY_ALWAYS_INLINE T largest_lane(Vec<T> v) {
-  STURDY_UNROLL
-  for (int by = kLanes<T> / 2; by > 0; by /= 2) {
-    v = larger(v, rotate(v, by));
+  if constexpr (by == 0) {
+    return v.v[0];
+  } else {
+    return largest_lane<T, by / 2>(larger(v, rotate<by>(v)));
   }
-  return v.v[0];
 }
 
 // ---- rows of tokens ----
