@@ -11,12 +11,12 @@ from sturdy.functional import CASTClusters, cast_attention
 from support import dtype_id, random
 from support import uninitialized_memory_is_nan as poisoned
 
-pytestmark = pytest.mark.parametrize(
+kernels = pytest.mark.parametrize(
     "backend",
     [pytest.param("simt", marks=pytest.mark.simt), pytest.param("cuda", marks=pytest.mark.cuda)],
     indirect=True,
 )
-on_a_gpu = pytest.mark.parametrize("backend", [pytest.param("cuda", marks=pytest.mark.cuda)], indirect=True)
+gpu = pytest.mark.parametrize("backend", [pytest.param("cuda", marks=pytest.mark.cuda)], indirect=True)
 
 # Rounding of operands and results, relative to the largest number that a sum holds: weights, values and sums of tensor
 # cores err by 2^-9, 2^-12 or 2^-11 each, a few of which come together.
@@ -69,11 +69,12 @@ def check(given: Tokens, index: torch.Tensor, tolerance: float, *, disjoint=Fals
 def assert_near(found: torch.Tensor, exact: torch.Tensor, tolerance: float, what: str) -> None:
     assert found.isfinite().all(), what
     # Where clusters take up everything, gradients of gates and surrogates are 0 up to rounding.
-    bound = tolerance * max(1.0, float(exact.abs().amax()))
+    bound = max(tolerance, torch.finfo(found.dtype).eps) * max(1.0, float(exact.abs().amax()))
     error = float((found.double().cpu() - exact).abs().amax())
     assert error <= bound, f"{what}: {error:.2e} is more than {bound:.2e}"
 
 
+@kernels
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dim", DIMS)
 def test_values_and_gradients_of_every_tile(backend, kind, dim):
@@ -84,6 +85,7 @@ def test_values_and_gradients_of_every_tile(backend, kind, dim):
         check(given, index, tolerance, tf32=tf32)
 
 
+@kernels
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dim", [16, 40, 128])
 def test_disjoint_clusters(backend, kind, dim):
@@ -93,6 +95,7 @@ def test_disjoint_clusters(backend, kind, dim):
     check(given, index, tolerance, disjoint=True, tf32=tf32)
 
 
+@kernels
 @pytest.mark.parametrize("disjoint", [False, True], ids=["overlapping", "disjoint"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_padding_empty_slots_anywhere_and_dropout(backend, kind, disjoint):
@@ -106,6 +109,7 @@ def test_padding_empty_slots_anywhere_and_dropout(backend, kind, disjoint):
     check(given, index.to(backend.device), tolerance, **options)
 
 
+@kernels
 def test_tokens_in_no_cluster_get_no_gradient_of_keys_and_values(backend):
     for disjoint in (False, True):
         given = make_tokens(1, 1, 40, 16, 2, torch.float32, backend.device)
@@ -119,6 +123,7 @@ def test_tokens_in_no_cluster_get_no_gradient_of_keys_and_values(backend):
         assert (grads[0][0, 0, outside] != 0).any(dim=1).all()
 
 
+@kernels
 def test_tf32_is_off_unless_allowed(backend):
     given = make_tokens(1, 2, 33, 16, 3, torch.float32, backend.device)
     options = {"clusters": as_clusters(random_index(1, 33, 3, 20, device=backend.device))}
@@ -134,6 +139,7 @@ def test_tf32_is_off_unless_allowed(backend):
         torch.backends.cuda.matmul.fp32_precision = before
 
 
+@kernels
 @pytest.mark.parametrize("disjoint", [False, True], ids=["overlapping", "disjoint"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=dtype_id)
 def test_alignment_changes_no_bit(backend, dtype, disjoint):
@@ -151,6 +157,7 @@ def test_alignment_changes_no_bit(backend, dtype, disjoint):
             assert torch.equal(grad, wanted)
 
 
+@kernels
 @pytest.mark.parametrize("disjoint", [False, True], ids=["overlapping", "disjoint"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=dtype_id)
 def test_the_same_bits_each_time_and_alone(backend, dtype, disjoint):
@@ -169,6 +176,7 @@ def test_the_same_bits_each_time_and_alone(backend, dtype, disjoint):
         assert name == "surrogates" or torch.equal(a, b[1:2]), name
 
 
+@kernels
 def test_a_call_that_keeps_nothing_gives_the_same(backend):
     for disjoint in (False, True):
         given = make_tokens(1, 2, 70, 16, 3, torch.bfloat16, backend.device)
@@ -179,6 +187,7 @@ def test_a_call_that_keeps_nothing_gives_the_same(backend):
         assert torch.equal(alone, kept)
 
 
+@kernels
 def test_more_slots_than_sixteen_bits_count(backend):
     given = make_tokens(1, 1, 9, 8, 2, torch.float32, backend.device)
     index = torch.full((1, 2, 65600), -1, dtype=torch.int32, device=backend.device)
@@ -191,6 +200,7 @@ def test_more_slots_than_sixteen_bits_count(backend):
         assert torch.equal(a, b)
 
 
+@kernels
 def test_extreme_scores_stay_finite(backend):
     for dtype in (torch.float32, torch.bfloat16):
         given = make_tokens(1, 1, 40, 16, 3, dtype, backend.device)
@@ -202,6 +212,7 @@ def test_extreme_scores_stay_finite(backend):
             assert all(grad.isfinite().all() for grad in grads)
 
 
+@kernels
 @pytest.mark.parametrize("sizes", [{"batch": 0}, {"tokens": 0}], ids=["no_sequences", "no_tokens"])
 def test_nothing_to_do(backend, sizes):
     given = make_tokens(dtype=torch.float32, device=backend.device, **sizes)
@@ -213,6 +224,7 @@ def test_nothing_to_do(backend, sizes):
         assert (grads[3] == 0).all()
 
 
+@kernels
 def test_a_dimension_beyond_the_tiles_is_refused(backend):
     given = make_tokens(1, 1, 6, 136, 2, torch.float32, backend.device)
     index = random_index(1, 6, 2, 3, device=backend.device)
@@ -223,7 +235,7 @@ def test_a_dimension_beyond_the_tiles_is_refused(backend):
 # ---- on a GPU alone --------------------------------------------------------------------------------------------------
 
 
-@on_a_gpu
+@gpu
 @pytest.mark.parametrize("disjoint", [False, True], ids=["overlapping", "disjoint"])
 def test_graph_capture(backend, disjoint):
     given = make_tokens(2, 4, 1000, 64, 8, torch.bfloat16, backend.device, packed=True)
@@ -251,7 +263,7 @@ def test_graph_capture(backend, disjoint):
         assert torch.equal(found, wanted)
 
 
-@on_a_gpu
+@gpu
 def test_more_than_2_31_elements(backend):
     tokens, heads, dim, last = 1 << 21, 8, 128, 100
     if torch.cuda.mem_get_info()[0] < 60 << 30:
