@@ -15,7 +15,7 @@ constexpr int64_t kMaxExtent = int64_t{1} << 30;  // of an axis: coordinates are
 
 // ------------------------------------------------------------------------------------------------------ memberships
 
-__global__ void __launch_bounds__(kMemberThreads) fill_owners_kernel(int2* owners, int64_t count) {
+__global__ void __launch_bounds__(kMemberThreads, 2) fill_owners_kernel(int2* owners, int64_t count) {
   const int64_t at = int64_t{blockIdx.x} * kMemberThreads + threadIdx.x;
   if (at < count) {
     owners[at] = make_int2(-1, -1);
@@ -23,7 +23,7 @@ __global__ void __launch_bounds__(kMemberThreads) fill_owners_kernel(int2* owner
 }
 
 // A block has one cluster of one sequence.
-__global__ void __launch_bounds__(kMemberThreads) members_kernel(Problem p) {
+__global__ void __launch_bounds__(kMemberThreads, 2) members_kernel(Problem p) {
   __shared__ int scratch[warp_size];
   const Membership& m = p.membership;
   const int64_t sequence = blockIdx.x / p.clusters;
@@ -81,10 +81,10 @@ __global__ void __launch_bounds__(kThreads, 3) summaries_kernel(Problem p) {
   __shared__ A values[groups * E];
   __shared__ A maxima[groups];
   __shared__ A sums[groups];
-  const int64_t row = blockIdx.x;
-  const int cluster = static_cast<int>(row % p.clusters);
-  const int head = static_cast<int>(row / p.clusters % p.heads);
-  const int64_t sequence = row / p.clusters / p.heads;
+  const int head = static_cast<int>(blockIdx.x % p.heads);  // heads lie side by side in memory
+  const int cluster = static_cast<int>(blockIdx.x / p.heads % p.clusters);
+  const int64_t sequence = blockIdx.x / p.heads / p.clusters;
+  const int64_t row = p.cluster_row(sequence, head, cluster);
   const int group = static_cast<int>(threadIdx.x) / lanes;
   const int first = static_cast<int>(threadIdx.x) % lanes * width;
   const int64_t cluster_row = sequence * p.clusters + cluster;

@@ -6,8 +6,8 @@
 // ptxas-budget: delta_kernel 64
 // ptxas-budget: sum_pieces_kernel 48
 // ptxas-budget: gather_kernel 96
-// ptxas-budget: gate_gradient_kernel 64
-// ptxas-budget: surrogate_gradient_kernel 64
+// ptxas-budget: gate_gradient_kernel 96
+// ptxas-budget: surrogate_gradient_kernel 96
 
 namespace sturdy::cuda::clustered {
 namespace {
@@ -26,17 +26,17 @@ struct RowLanes {
 // --------------------------------------------------------------------------------------------------------- G . R
 
 template <typename T, int E>
-__global__ void __launch_bounds__(kSumThreads) delta_kernel(Problem p, Gradients d) {
+__global__ void __launch_bounds__(kSumThreads, 2) delta_kernel(Problem p, Gradients d) {
   using A = Accumulate<T>;
   using Lanes = RowLanes<T, E>;
   const int64_t at = int64_t{blockIdx.x} * Lanes::rows + threadIdx.x / Lanes::lanes;
   const int first = static_cast<int>(threadIdx.x) % Lanes::lanes * Lanes::width;
+  const int head = static_cast<int>(at % p.heads);  // heads lie side by side in memory
+  const int token = static_cast<int>(at / p.heads % p.tokens);
+  const int64_t sequence = at / p.heads / p.tokens;
   A dot = 0;
   const bool there = at < p.batch * p.heads * p.tokens;
   if (there) {
-    const int token = static_cast<int>(at % p.tokens);
-    const int head = static_cast<int>(at / p.tokens % p.heads);
-    const int64_t sequence = at / p.tokens / p.heads;
     if (is_token(p.padding, sequence, token)) {  // elsewhere the gradient may be anything
       A grad[Lanes::width];
       A out[Lanes::width];
@@ -52,7 +52,7 @@ __global__ void __launch_bounds__(kSumThreads) delta_kernel(Problem p, Gradients
   }
   dot = warp_sum<Lanes::lanes>(dot);
   if (there && first == 0) {
-    static_cast<A*>(d.delta)[at] = dot;
+    static_cast<A*>(d.delta)[(sequence * p.heads + head) * p.tokens + token] = dot;
   }
 }
 
@@ -68,7 +68,7 @@ struct Delta {
 // ------------------------------------------------------------------------------------------------ pieces of summaries
 
 template <typename A>
-__global__ void __launch_bounds__(kSumThreads)
+__global__ void __launch_bounds__(kSumThreads, 2)
     sum_pieces_kernel(const A* pieces, int count, int64_t elements, A* sums) {
   const int64_t at = int64_t{blockIdx.x} * kSumThreads + threadIdx.x;
   if (at >= elements) {
@@ -86,7 +86,7 @@ __global__ void __launch_bounds__(kSumThreads)
 
 // Sums the rows of a token's slots.
 template <typename T, int E>
-__global__ void __launch_bounds__(kSumThreads) gather_kernel(Problem p, Gradients d) {
+__global__ void __launch_bounds__(kSumThreads, 2) gather_kernel(Problem p, Gradients d) {
   using A = Accumulate<T>;
   using Lanes = RowLanes<T, E>;
   const int64_t at = int64_t{blockIdx.x} * Lanes::rows + threadIdx.x / Lanes::lanes;
@@ -94,9 +94,9 @@ __global__ void __launch_bounds__(kSumThreads) gather_kernel(Problem p, Gradient
   if (at >= p.batch * p.heads * p.tokens) {
     return;
   }
-  const int token = static_cast<int>(at % p.tokens);
-  const int head = static_cast<int>(at / p.tokens % p.heads);
-  const int64_t sequence = at / p.tokens / p.heads;
+  const int head = static_cast<int>(at % p.heads);
+  const int token = static_cast<int>(at / p.heads % p.tokens);
+  const int64_t sequence = at / p.heads / p.tokens;
   A grad_k[Lanes::width] = {};
   A grad_v[Lanes::width] = {};
   for (int cluster = 0; cluster < p.clusters; ++cluster) {
@@ -142,7 +142,7 @@ STURDY_DEVICE A sum_over_heads(const Problem& p, const void* values, int64_t fir
 }
 
 template <typename T>
-__global__ void __launch_bounds__(kSumThreads) gate_gradient_kernel(Problem p, Gradients d) {
+__global__ void __launch_bounds__(kSumThreads, 2) gate_gradient_kernel(Problem p, Gradients d) {
   using A = Accumulate<T>;
   const int64_t at = int64_t{blockIdx.x} * kSumThreads + threadIdx.x;
   if (at >= p.batch * p.tokens) {
@@ -173,7 +173,7 @@ __global__ void __launch_bounds__(kSumThreads) gate_gradient_kernel(Problem p, G
 // A block has one surrogate of one head. Its threads share the pieces of all sequences out among them, and then add up
 // what they have.
 template <typename T>
-__global__ void __launch_bounds__(kSumThreads) surrogate_gradient_kernel(Problem p, Gradients d, int tile_rows) {
+__global__ void __launch_bounds__(kSumThreads, 2) surrogate_gradient_kernel(Problem p, Gradients d, int tile_rows) {
   using A = Accumulate<T>;
   __shared__ A parts[kSumThreads];
   const int cluster = static_cast<int>(blockIdx.x % p.clusters);

@@ -54,9 +54,9 @@ __global__ void __launch_bounds__(kThreads, 2) mix_token_gradient_kernel(Problem
   STURDY_DYNAMIC_SHARED(unsigned char, memory);
   auto& shared = *reinterpret_cast<TokenShared<T, E, Tensor>*>(memory);
   const int tiles = ceil_div(p.tokens, S::rows);
-  const int first_token = static_cast<int>(blockIdx.x % tiles) * S::rows;
-  const int head = static_cast<int>(blockIdx.x / tiles % p.heads);
-  const int64_t sequence = blockIdx.x / tiles / p.heads;
+  const int head = static_cast<int>(blockIdx.x % p.heads);  // heads lie side by side in memory
+  const int first_token = static_cast<int>(blockIdx.x / p.heads % tiles) * S::rows;
+  const int64_t sequence = blockIdx.x / p.heads / tiles;
   const int lane = lane_index();
   for (int i = static_cast<int>(threadIdx.x); i < S::rows; i += kThreads) {
     const int token = first_token + i;
@@ -245,10 +245,10 @@ __global__ void __launch_bounds__(kThreads, 2) mix_cluster_gradient_kernel(Probl
   unsigned index = blockIdx.x;
   const int first = static_cast<int>(index % cluster_tiles) * rows;
   index /= cluster_tiles;
-  const int piece = static_cast<int>(index % d.pieces);
-  index /= d.pieces;
   const int head = static_cast<int>(index % p.heads);
-  const int64_t sequence = index / p.heads;
+  index /= p.heads;
+  const int piece = static_cast<int>(index % d.pieces);
+  const int64_t sequence = index / d.pieces;
   const int64_t first_token = int64_t{piece} * kPieceTokens;
   const int64_t end_token = min(first_token + kPieceTokens, int64_t{p.tokens});
 

@@ -28,9 +28,9 @@ __global__ void __launch_bounds__(kThreads, 2) mix_kernel(Problem p) {
   STURDY_DYNAMIC_SHARED(unsigned char, memory);
   auto& shared = *reinterpret_cast<MixShared<T, E, Tensor>*>(memory);
   const int tiles = ceil_div(p.tokens, S::rows);
-  const int first = static_cast<int>(blockIdx.x % tiles) * S::rows;
-  const int head = static_cast<int>(blockIdx.x / tiles % p.heads);
-  const int64_t sequence = blockIdx.x / tiles / p.heads;
+  const int head = static_cast<int>(blockIdx.x % p.heads);  // heads lie side by side in memory
+  const int first = static_cast<int>(blockIdx.x / p.heads % tiles) * S::rows;
+  const int64_t sequence = blockIdx.x / p.heads / tiles;
 
   bool any = false;
   if (threadIdx.x < S::rows) {
