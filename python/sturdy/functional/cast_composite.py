@@ -98,9 +98,11 @@ def composite_cluster(
 
 def _ordered_bits(affinity: Tensor) -> Tensor:
     """int64 in the order of the numbers, between -2^63 and 2^63, multiples of 2^32: NaN the least, -0 equal to 0."""
-    bits = (affinity.float() + 0.0).view(torch.int32)
-    ordered = torch.where(bits < 0, bits ^ _LOW_WORD, bits)
-    ordered = ordered.masked_fill(affinity.isnan(), torch.iinfo(torch.int32).min)
+    # By integers alone: what the processor is told to do with subnormal numbers does not matter.
+    bits = affinity.float().view(torch.int32)
+    magnitude = bits & _LOW_WORD
+    ordered = torch.where(bits < 0, bits ^ _LOW_WORD, bits).masked_fill(magnitude == 0, 0)
+    ordered = ordered.masked_fill(magnitude > 0x7F800000, torch.iinfo(torch.int32).min)
     return ordered.long() << 32
 
 
