@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +20,12 @@ from sturdy.recipes.loader import Loader
 from sturdy.recipes.runfolder import RunFolder
 from sturdy.recipes.runlog import read_log
 from sturdy.recipes.settings import Settings
+from sturdy.recipes.tokens import TokenSplit
 
 TOOLS = ("clusters", "accuracy")
+_SHORT = {"[MIN": "min", "[MAX": "max", "[MED": "med", "[SM": "sm"}
 _SHOWN = 6  # images in a picture
-_SYMBOLS = 160  # of a sequence in a picture
+_SYMBOLS = 120  # of a sequence in a picture
 
 
 def analyse(
@@ -89,14 +90,17 @@ def _pictures(target: Path, settings: Settings, data: DataSet, model: Any, loade
     """Pictures of the clusters; none if the network attends fully to sequences of this length."""
     title = f"{settings.data}, {settings.clustering}, {settings.clusters} clusters"
     if data.vocabulary:
-        single = replace(data, test=data.test.take(torch.zeros(1, dtype=torch.int64)))
-        batch = next(Loader(single.test, 1, loader.world).in_order())
-        layers = [(number, found[0]) for number, found in _members(model, batch.images)]
+        test = data.test
+        assert isinstance(test, TokenSplit)
+        # The longest one that fits into the picture, else the shortest.
+        fitting = torch.where(test.lengths <= _SYMBOLS, test.lengths, -test.lengths).argmax()
+        symbols = test.batch(fitting[None]).to(loader.world.device)
+        layers = [(number, found[0]) for number, found in _members(model, symbols)]
         if not layers:
             return []
-        symbols = [_symbol(settings.data, int(token)) for token in batch.images[0, :_SYMBOLS]]
+        names = [_symbol(settings.data, int(token)) for token in symbols[0, :_SYMBOLS]]
         path = target / "clusters.png"
-        sequence_plots.clusters_of_symbols(symbols, layers, title, path)
+        sequence_plots.clusters_of_symbols(names, layers, title, path)
         return [path]
     height, width = data.image_shape
     sums: dict[int, Tensor] = {}
@@ -130,6 +134,6 @@ def _members(model: Any, images: Tensor) -> list[tuple[int, Tensor]]:
 
 def _symbol(data: str, token: int) -> str:
     if data == "listops":
-        return listops.SYMBOLS[token - 1].removeprefix("[")
+        return _SHORT.get(symbol := listops.SYMBOLS[token - 1], symbol)
     character = chr(token - 1)
     return character if character.isprintable() and token <= 128 else "·"

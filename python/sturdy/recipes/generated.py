@@ -7,13 +7,14 @@ then replaces them by a rename.
 
 from __future__ import annotations
 
+import fcntl
 import io
 import os
 import shutil
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -137,9 +138,40 @@ def _make_file(
     processes: int,
     display: Display,
 ) -> Path:
-    """Make ``path`` of the arrays that ``assemble`` puts together from blocks, if it is not there."""
+    """Make ``path`` of the arrays that ``assemble`` puts together from blocks, if it is not there.
+
+    Of several runs that want it at once one makes it, and the others wait.
+    """
     if path.exists():
         return path
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(path.parent):
+            if not path.exists():
+                _assemble_file(path, make, assemble, processes, display)
+    except OSError as error:
+        raise RecipeError(f"cannot write {path}: {error.strerror or one_line(error)}") from None
+    return path
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Keep other processes from doing the same here at the same time."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _assemble_file(
+    path: Path,
+    make: MakeBlock,
+    assemble: Callable[[Callable[[Sequence[int]], Iterator[Arrays]]], Arrays],
+    processes: int,
+    display: Display,
+) -> None:
     parts = path.with_suffix(".parts")
 
     def blocks(numbers: Sequence[int]) -> Iterator[Arrays]:
@@ -149,20 +181,16 @@ def _make_file(
                 tell(done)
         return (read_arrays(_part(parts, number)) for number in numbers)
 
-    try:
-        parts.mkdir(parents=True, exist_ok=True)
-        aside = path.with_name(path.name + ".new")
-        arrays = assemble(blocks)
-        with open(aside, "wb") as file:
-            np.savez(file, **arrays)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-        sync_folder(path.parent)
-    except OSError as error:
-        raise RecipeError(f"cannot write {path}: {error.strerror or one_line(error)}") from None
+    parts.mkdir(exist_ok=True)
+    aside = path.with_name(path.name + ".new")
+    arrays = assemble(blocks)
+    with open(aside, "wb") as file:
+        np.savez(file, **arrays)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(aside, path)
+    sync_folder(path.parent)
     shutil.rmtree(parts, ignore_errors=True)
-    return path
 
 
 def _make_parts(write: Callable[[int], int], numbers: Sequence[int], processes: int) -> Iterator[int]:

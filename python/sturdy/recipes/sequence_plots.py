@@ -13,7 +13,6 @@ from torch import Tensor
 from sturdy.recipes.plots import _COLOURS, _MARKERS, _save, plt
 
 _NONE, _SEVERAL = "#303030", "#ffffff"
-_ROW = 32  # symbols in a row of the picture of a sequence
 
 
 def accuracy_over_time(report: dict[str, Any], path: Path) -> None:
@@ -132,30 +131,28 @@ def clusters_by_place(layers: Sequence[tuple[int, Tensor]], title: str, path: Pa
 
 
 def clusters_of_symbols(symbols: Sequence[str], layers: Sequence[tuple[int, Tensor]], title: str, path: Path) -> None:
-    """Which symbols of a sequence each cluster takes: a block for each layer, symbols in rows in the order of reading.
+    """Which symbols of a sequence each cluster takes: a panel per layer, in it a row per cluster.
 
     Args:
-        symbols: What is written into the places.
-        layers: Number of a layer and ``(C, N)``, 1 where a symbol is in a cluster.
+        symbols: What is written below the places.
+        layers: Number of a layer and ``(C, N)``, 1 where a symbol is in a cluster; of N the first are shown.
         title: Above it.
         path: The PNG file.
     """
-    rows = -(-len(symbols) // _ROW)
-    size = (9.5, len(layers) * (0.24 * rows + 0.3) + 1.0)
+    count = len(symbols)
+    rows = sum(len(members) for _, members in layers)
+    size = (1.2 + 0.13 * count, 0.14 * rows + 0.45 * len(layers) + 0.8)
     figure, axes = plt.subplots(len(layers), 1, figsize=size, squeeze=False, layout="constrained")
     for axis, (number, members) in zip(axes[:, 0], layers, strict=True):
-        picture = np.full((rows * _ROW, 3), 0.94)
-        picture[: len(symbols)] = _colour(members)[: len(symbols)]
-        axis.imshow(picture.reshape(rows, _ROW, 3), aspect="auto", interpolation="nearest")
-        for i, symbol in enumerate(symbols):
-            dark = picture[i].mean() < 0.5
-            axis.text(
-                i % _ROW, i // _ROW, symbol, ha="center", va="center", fontsize=6, color="white" if dark else "black"
-            )
-        axis.set_xticks([])
+        picture = _palette(len(members))[:, None] * np.ones((1, count, 1))
+        picture[members[:, :count].numpy() == 0] = 0.94
+        axis.imshow(picture, aspect="auto", interpolation="nearest")
+        axis.set_xticks(range(count), symbols, fontsize=5)
+        axis.tick_params(length=0)
         axis.set_yticks([])
-        axis.set_title(f"layer {number + 1}", fontsize=9, loc="left")
-    _finish(figure, [members for _, members in layers], title, path)
+        axis.set_ylabel(f"layer {number + 1}", fontsize=8)
+    figure.suptitle(f"{title}: one row for each", fontsize=10)
+    _save(figure, path)
 
 
 def _palette(count: int) -> np.ndarray:
@@ -180,8 +177,7 @@ def _rgb(colour: str) -> tuple[float, ...]:
 
 def _finish(figure: Any, members: Sequence[Tensor], title: str, path: Path) -> None:
     """The legend: what stands for no cluster and for several, if they occur; clusters have the other colours."""
-    # Memberships are (K, C, H, W) or (C, N): the clusters are in the first dimension but those of examples.
-    inside = torch.cat([part.sum(-3 if part.dim() == 4 else 0).flatten() for part in members])
+    inside = torch.cat([part.sum(1).flatten() for part in members])
     kinds = [("one colour for each cluster", None), ("in none", _NONE), ("in several", _SEVERAL)]
     seen = {"in none": bool((inside == 0).any()), "in several": bool((inside > 1).any())}
     handles, labels = [], []
