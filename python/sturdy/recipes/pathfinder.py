@@ -379,7 +379,7 @@ class _Drawing:
         band = 2 * distance
         free = np.zeros((self.size, self.size), bool)
         free[band : self.size - band, band : self.size - band] = True
-        tail = self._any_place(free & ground.free(stamp))
+        tail = self._any_place(free)  # nothing but the edge is occupied yet, and that is far away
         if tail is None:
             return None
         first = self._begin(stamp, tail)
