@@ -49,8 +49,8 @@ def figures(folder: RunFolder) -> dict[str, Any]:
     minutes, curve = 0.0, []
     for event in epochs:
         minutes += event["seconds"] / 60
-        shown = event.get("val_accuracy", event["train_accuracy"])
-        curve.append({"minutes": round(minutes, 4), "train": event["train_accuracy"], "held_out": shown})
+        known = {name: event[f"{name}_accuracy"] for name in ("train", "val") if f"{name}_accuracy" in event}
+        curve.append({"minutes": round(minutes, 4), **known})
     found["minutes"] = round(minutes, 3)
     for name in ("step_ms", "tokens_per_second"):
         values = [event[name] for event in speed if name in event]

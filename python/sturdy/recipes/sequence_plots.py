@@ -16,19 +16,20 @@ _NONE, _SEVERAL = "#303030", "#ffffff"
 
 
 def accuracy_over_time(report: dict[str, Any], path: Path) -> None:
-    """Accuracy in % on held-out examples over minutes of training and over epochs, one line per run.
+    """Accuracy in % over minutes of training and over epochs, one line per run: validation, or training without it.
 
     Args:
         report: By label what :func:`sturdy.recipes.compare.figures` gives.
         path: The PNG file.
     """
     figure, axes = plt.subplots(1, 2, figsize=(8, 3.4), sharey=True, layout="constrained")
+    part = "val" if all("val" in point for values in report.values() for point in values["curve"]) else "train"
     for i, (label, values) in enumerate(report.items()):
         style = {"color": _COLOURS[i % len(_COLOURS)], "marker": _MARKERS[i % len(_MARKERS)], "markersize": 3}
-        accuracy = [100 * point["held_out"] for point in values["curve"]]
+        accuracy = [100 * point[part] for point in values["curve"]]
         axes[0].plot([point["minutes"] for point in values["curve"]], accuracy, label=label, **style)
         axes[1].plot(range(1, len(accuracy) + 1), accuracy, **style)
-    axes[0].set(xlabel="minutes of training", ylabel="validation accuracy in %")
+    axes[0].set(xlabel="minutes of training", ylabel=f"{'validation' if part == 'val' else 'training'} accuracy in %")
     axes[1].set(xlabel="epoch")
     axes[1].xaxis.get_major_locator().set_params(integer=True)
     for axis in axes:
