@@ -15,6 +15,7 @@ namespace {
 
 constexpr int64_t kTasksWanted = 16;      // fewer are cut further
 constexpr int64_t kLeastChunk = 256;      // tokens of a mixing task
+constexpr int64_t kWaveShare = 8;         // a wave's clusters hold this part of the tokens at most
 constexpr int64_t kTokensPerCluster = 8;  // in a mixing task, so that its sums over clusters are few beside its tokens
 constexpr int64_t kGateGrain = 2048;      // tokens
 constexpr int64_t kGroupBytes = int64_t{8} << 20;  // of O, which mixing reads while caches still have it
@@ -299,7 +300,7 @@ int64_t wave_clusters(const CastAttentionPlan& plan, const CastAttentionParams& 
   if (p.disjoint || plan.pairs == 0 || plan.pairs >= kTasksWanted / 2) {
     return 0;
   }
-  const int64_t affordable = p.sizes.tokens / 4 / std::max<int64_t>(1, p.slots);
+  const int64_t affordable = p.sizes.tokens / kWaveShare / std::max<int64_t>(1, p.slots);
   const int64_t wanted = in_steps(kTasksWanted, plan.pairs);
   const int64_t wave = std::min({wanted, affordable, p.sizes.clusters});
   return wave > 1 ? wave : 0;
