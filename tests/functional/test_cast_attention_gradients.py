@@ -51,7 +51,8 @@ def test_gradcheck(backend, size, disjoint):
     def function(*tensors):
         return attend(Tokens(*tensors), index, disjoint)
 
-    assert torch.autograd.gradcheck(function, given.all(), eps=1e-6, atol=1e-6, rtol=1e-5)
+    few = backend.name == "simt"  # along random directions, for which it runs tens of calls, not hundreds
+    assert torch.autograd.gradcheck(function, given.all(), eps=1e-6, atol=1e-6, rtol=1e-5, fast_mode=few)
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
