@@ -13,19 +13,20 @@ namespace {
 template <typename T, int E, bool Tensor>
 struct QueryShared {
   using S = Shape<T, E, Tensor>;
-  static constexpr int tile = S::columns * S::pitch;
+  static constexpr int tile = S::pair_columns * S::pitch;
   alignas(16) T q[S::rows * S::pitch];
   alignas(16) T grad[S::rows * S::pitch];
   alignas(16) T k[S::stages * tile];
   alignas(16) T v[S::stages * tile];
-  alignas(16) Accumulate<T> scratch[S::Engine::template scratch_elements<S::columns>];
+  alignas(16) Accumulate<T> scratch[S::Engine::template scratch_elements<S::pair_columns>];
   int queries[S::rows];
-  int keys[3 * S::columns];
+  int keys[3 * S::pair_columns];
 };
 
 // A block takes a tile of queries and walks the keys of the cluster. Leaves P and G . O of its slots for the others.
 template <typename T, int E, bool Tensor>
-__global__ void __launch_bounds__(kThreads, 2) intra_query_gradient_kernel(Problem p, Gradients d) {
+__global__ void __launch_bounds__(kThreads, (Shape<T, E, Tensor>::blocks))
+    intra_query_gradient_kernel(Problem p, Gradients d) {
   using S = Shape<T, E, Tensor>;
   using Engine = typename S::Engine;
   using A = Accumulate<T>;
@@ -80,34 +81,35 @@ __global__ void __launch_bounds__(kThreads, 2) intra_query_gradient_kernel(Probl
   typename Engine::template Sums<E> sums;
   const int own = warp_index() * Engine::warp_rows * S::pitch;
   walk_tiles<S::stages>(
-      ceil_div(place.length, S::columns),
+      ceil_div(place.length, S::pair_columns),
       [&](int t, int slot) {
-        look_up_tokens(members, place.length, int64_t{t} * S::columns, S::columns, shared.keys + slot * S::columns);
+        look_up_tokens(members, place.length, int64_t{t} * S::pair_columns, S::pair_columns,
+                       shared.keys + slot * S::pair_columns);
       },
       [&](int, int stage, int slot) {
-        const int* tokens = shared.keys + slot * S::columns;
-        stage_rows<T, E>(p.k.of<T>(place.sequence, place.head), p.k.stride[2], p.k.packed, p.dim, tokens, S::columns,
-                         shared.k + stage * shared.tile);
-        stage_rows<T, E>(p.v.of<T>(place.sequence, place.head), p.v.stride[2], p.v.packed, p.dim, tokens, S::columns,
-                         shared.v + stage * shared.tile);
+        const int* tokens = shared.keys + slot * S::pair_columns;
+        stage_rows<T, E>(p.k.of<T>(place.sequence, place.head), p.k.stride[2], p.k.packed, p.dim, tokens,
+                         S::pair_columns, shared.k + stage * shared.tile);
+        stage_rows<T, E>(p.v.of<T>(place.sequence, place.head), p.v.stride[2], p.v.packed, p.dim, tokens,
+                         S::pair_columns, shared.v + stage * shared.tile);
       },
       [&](int t, int stage, int slot) {
-        const int* tokens = shared.keys + slot * S::columns;
+        const int* tokens = shared.keys + slot * S::pair_columns;
         const T* k = shared.k + stage * shared.tile;
-        typename Engine::template Sums<S::columns> scores;
-        typename Engine::template Sums<S::columns> grads;
-        Engine::template multiply_rows<E, S::columns>(shared.q + own, k, S::pitch, scores);
-        Engine::template multiply_rows<E, S::columns>(shared.grad + own, shared.v + stage * shared.tile, S::pitch,
-                                                      grads);
+        typename Engine::template Sums<S::pair_columns> scores;
+        typename Engine::template Sums<S::pair_columns> grads;
+        Engine::template multiply_rows<E, S::pair_columns>(shared.q + own, k, S::pitch, scores);
+        Engine::template multiply_rows<E, S::pair_columns>(shared.grad + own, shared.v + stage * shared.tile, S::pitch,
+                                                           grads);
         for_each_element(scores, [&](int h, int j, int v) {
           const int column = Engine::score_column(j, v);
           A& score = scores.value[h][j][v];
           const A attention =
               tokens[column] >= 0 ? exponential<Tensor>(score * static_cast<A>(p.scale) - lse[h]) : A(0);
-          const A grad = grads.value[h][j][v] * dropout_factor<A>(p, keys[h], t * S::columns + column);
+          const A grad = grads.value[h][j][v] * dropout_factor<A>(p, keys[h], t * S::pair_columns + column);
           score = attention * weight[h] * (grad - delta[h]) * static_cast<A>(p.scale);
         });
-        Engine::template multiply_columns<S::columns, E>(scores, shared.scratch, k, S::pitch, sums);
+        Engine::template multiply_columns<S::pair_columns, E>(scores, shared.scratch, k, S::pitch, sums);
       });
 
   const Rows& to = p.disjoint ? d.q : d.slot_q;
@@ -145,18 +147,18 @@ template <typename T, int E, bool Tensor>
 struct KeyShared {
   using S = Shape<T, E, Tensor>;
   using A = Accumulate<T>;
-  static constexpr int tile = S::columns * S::pitch;
+  static constexpr int tile = S::pair_columns * S::pitch;
   alignas(16) T k[S::rows * S::pitch];
   alignas(16) T v[S::rows * S::pitch];
   alignas(16) T q[S::stages * tile];
   alignas(16) T grad[S::stages * tile];
-  alignas(16) A scratch[S::Engine::template scratch_elements<S::columns>];
-  QueryScalars<A> scalars[3 * S::columns];
+  alignas(16) A scratch[S::Engine::template scratch_elements<S::pair_columns>];
+  QueryScalars<A> scalars[3 * S::pair_columns];
   alignas(16) A surrogate[E];
   alignas(16) A summary[E];
   alignas(16) A summary_grad[E];
   A similarity_grad[S::rows];
-  int queries[3 * S::columns];
+  int queries[3 * S::pair_columns];
   int keys[S::rows];
 };
 
@@ -210,7 +212,8 @@ STURDY_DEVICE void add_summary_gradients(const Problem& p, const Gradients& d, c
 
 // A block takes a tile of keys and walks the queries of the cluster.
 template <typename T, int E, bool Tensor>
-__global__ void __launch_bounds__(kThreads, 2) intra_key_gradient_kernel(Problem p, Gradients d) {
+__global__ void __launch_bounds__(kThreads, (Shape<T, E, Tensor>::blocks))
+    intra_key_gradient_kernel(Problem p, Gradients d) {
   using S = Shape<T, E, Tensor>;
   using Engine = typename S::Engine;
   using A = Accumulate<T>;
@@ -239,10 +242,10 @@ __global__ void __launch_bounds__(kThreads, 2) intra_key_gradient_kernel(Problem
   typename Engine::template Sums<E> grad_v;
   const int own = warp_index() * Engine::warp_rows * S::pitch;
   walk_tiles<S::stages>(
-      ceil_div(place.length, S::columns),
+      ceil_div(place.length, S::pair_columns),
       [&](int t, int slot) {
-        for (int i = static_cast<int>(threadIdx.x); i < S::columns; i += kThreads) {
-          const int64_t query = int64_t{t} * S::columns + i;
+        for (int i = static_cast<int>(threadIdx.x); i < S::pair_columns; i += kThreads) {
+          const int64_t query = int64_t{t} * S::pair_columns + i;
           QueryScalars<A> scalars{};
           scalars.token = query < place.length ? members[query] : -1;
           if (scalars.token >= 0) {
@@ -252,26 +255,26 @@ __global__ void __launch_bounds__(kThreads, 2) intra_key_gradient_kernel(Problem
             scalars.lse = static_cast<const A*>(p.lse_intra)[at];
             scalars.key = dropout_key(p, place.row, static_cast<int>(query));
           }
-          shared.scalars[slot * S::columns + i] = scalars;
-          shared.queries[slot * S::columns + i] = scalars.token;
+          shared.scalars[slot * S::pair_columns + i] = scalars;
+          shared.queries[slot * S::pair_columns + i] = scalars.token;
         }
       },
       [&](int, int stage, int slot) {
-        const int* tokens = shared.queries + slot * S::columns;
-        stage_rows<T, E>(p.q.of<T>(place.sequence, place.head), p.q.stride[2], p.q.packed, p.dim, tokens, S::columns,
-                         shared.q + stage * shared.tile);
+        const int* tokens = shared.queries + slot * S::pair_columns;
+        stage_rows<T, E>(p.q.of<T>(place.sequence, place.head), p.q.stride[2], p.q.packed, p.dim, tokens,
+                         S::pair_columns, shared.q + stage * shared.tile);
         stage_rows<T, E>(d.out.of<T>(place.sequence, place.head), d.out.stride[2], d.out.packed, p.dim, tokens,
-                         S::columns, shared.grad + stage * shared.tile);
+                         S::pair_columns, shared.grad + stage * shared.tile);
       },
       [&](int, int stage, int slot) {
         const T* q = shared.q + stage * shared.tile;
         const T* grad = shared.grad + stage * shared.tile;
-        typename Engine::template Sums<S::columns> scores;  // transposed: a row for each key
-        typename Engine::template Sums<S::columns> grads;
-        Engine::template multiply_rows<E, S::columns>(shared.k + own, q, S::pitch, scores);
-        Engine::template multiply_rows<E, S::columns>(shared.v + own, grad, S::pitch, grads);
+        typename Engine::template Sums<S::pair_columns> scores;  // transposed: a row for each key
+        typename Engine::template Sums<S::pair_columns> grads;
+        Engine::template multiply_rows<E, S::pair_columns>(shared.k + own, q, S::pitch, scores);
+        Engine::template multiply_rows<E, S::pair_columns>(shared.v + own, grad, S::pitch, grads);
         for_each_element(scores, [&](int h, int j, int v) {
-          const QueryScalars<A>& query = shared.scalars[slot * S::columns + Engine::score_column(j, v)];
+          const QueryScalars<A>& query = shared.scalars[slot * S::pair_columns + Engine::score_column(j, v)];
           A& score = scores.value[h][j][v];
           A& value = grads.value[h][j][v];
           const A attention =
@@ -280,8 +283,8 @@ __global__ void __launch_bounds__(kThreads, 2) intra_key_gradient_kernel(Problem
           score = attention * (value * kept - query.delta) * static_cast<A>(p.scale);
           value = attention * kept;
         });
-        Engine::template multiply_columns<S::columns, E>(scores, shared.scratch, q, S::pitch, grad_k);
-        Engine::template multiply_columns<S::columns, E>(grads, shared.scratch, grad, S::pitch, grad_v);
+        Engine::template multiply_columns<S::pair_columns, E>(scores, shared.scratch, q, S::pitch, grad_k);
+        Engine::template multiply_columns<S::pair_columns, E>(grads, shared.scratch, grad, S::pitch, grad_v);
       });
 
   add_summary_gradients<T, E, Tensor>(p, d, place, shared, grad_k, grad_v);

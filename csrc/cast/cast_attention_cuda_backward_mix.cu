@@ -46,7 +46,8 @@ STURDY_DEVICE void load_token(const Problem& p, const Gradients& d, int64_t sequ
 // A block takes a tile of neighbouring tokens of one head. Adds the gradient of q through the cluster, which its slots
 // or, with disjoint clusters, its own rows hold.
 template <typename T, int E, bool Tensor>
-__global__ void __launch_bounds__(kThreads, 2) mix_token_gradient_kernel(Problem p, Gradients d) {
+__global__ void __launch_bounds__(kThreads, (Shape<T, E, Tensor>::blocks))
+    mix_token_gradient_kernel(Problem p, Gradients d) {
   using S = Shape<T, E, Tensor>;
   using Engine = typename S::Engine;
   using A = Accumulate<T>;

@@ -43,7 +43,7 @@ STURDY_DEVICE void store_intra(const Problem& p, const SlotTile& place, const in
 // A block takes a tile of queries and walks the keys of the cluster. Where clusters are disjoint it goes on to mix the
 // summaries of the others into the same sums, and writes the output.
 template <typename T, int E, bool Tensor>
-__global__ void __launch_bounds__(kThreads, 2) intra_kernel(Problem p) {
+__global__ void __launch_bounds__(kThreads, (Shape<T, E, Tensor>::blocks)) intra_kernel(Problem p) {
   using S = Shape<T, E, Tensor>;
   using Engine = typename S::Engine;
   using A = Accumulate<T>;

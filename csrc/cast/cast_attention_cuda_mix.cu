@@ -21,7 +21,7 @@ struct MixShared {
 // A block takes a tile of neighbouring tokens of one head. Where clusters are disjoint it is left with the tokens that
 // are in none.
 template <typename T, int E, bool Tensor>
-__global__ void __launch_bounds__(kThreads, 2) mix_kernel(Problem p) {
+__global__ void __launch_bounds__(kThreads, (Shape<T, E, Tensor>::blocks)) mix_kernel(Problem p) {
   using S = Shape<T, E, Tensor>;
   using Engine = typename S::Engine;
   using A = Accumulate<T>;

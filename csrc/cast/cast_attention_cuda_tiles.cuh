@@ -251,9 +251,11 @@ struct Shape {
   static constexpr int bytes = E * static_cast<int>(sizeof(T));
   static constexpr int rows = Engine::rows;
   static constexpr int columns = bytes <= 128 ? 64 : bytes <= 256 ? 32 : bytes <= 512 ? 16 : 8;
+  static constexpr int pair_columns = columns < 32 ? columns : 32;  // where two products are kept side by side
   static constexpr int stages = bytes <= 256 ? 2 : 1;
-  static constexpr int pitch = E + Engine::width;          // rows of eight on different banks
-  static constexpr int few = Tensor ? 16 : Engine::block;  // columns of clusters taken at once
+  static constexpr int blocks = E <= 32 || (Tensor && E <= 64) ? 3 : 2;  // that are to fit on a multiprocessor
+  static constexpr int pitch = E + Engine::width;                        // rows of eight on different banks
+  static constexpr int few = Tensor ? 16 : Engine::block;                // columns of clusters taken at once
   static_assert(columns % few == 0, "a tile has whole blocks of clusters");
 };
 constexpr size_t kSharedBudget = 96 * 1024;  // two blocks fit on sm_90 and sm_100, one on every GPU since sm_80
