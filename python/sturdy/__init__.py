@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from sturdy._info import build_info
     from sturdy._load import load_library
     from sturdy._threads import get_num_threads, set_num_threads
+    from sturdy.nn.cast_convert import convert_encoder_layers
     from sturdy.nn.checkpoints import load_pushpull_state_dict
     from sturdy.nn.convert import convert_first_conv, convert_layers
 
@@ -22,6 +23,7 @@ __all__ = [
     "ShapeError",
     "__version__",
     "build_info",
+    "convert_encoder_layers",
     "convert_first_conv",
     "convert_layers",
     "get_num_threads",
@@ -33,6 +35,7 @@ __all__ = [
 _HOME = {
     "ShapeError": "sturdy._errors",
     "build_info": "sturdy._info",
+    "convert_encoder_layers": "sturdy.nn.cast_convert",
     "convert_first_conv": "sturdy.nn.convert",
     "convert_layers": "sturdy.nn.convert",
     "get_num_threads": "sturdy._threads",

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import sturdy
 from sturdy.nn import (
     CASTEncoder,
     CASTEncoderLayer,
@@ -262,7 +263,7 @@ def test_conversion(norm_first):
     x = random((3, 11, 8), 1, torch.float64)
     mask = some_padding("cpu")[:2]
     wanted = model(x), model(x[:2], src_key_padding_mask=mask)
-    assert convert_encoder_layers(model, 3, 11) is model
+    assert sturdy.convert_encoder_layers(model, 3, 11) is model
     assert [type(layer) for layer in model.layers] == [CASTEncoderLayer] * 2
     after = dict(model.named_parameters())
     assert all(after[name] is parameter for name, parameter in before.items())

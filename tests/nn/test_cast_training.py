@@ -25,6 +25,11 @@ def block(device: str, **options) -> CASTEncoderLayer:
     return CASTEncoderLayer(16, 2, 3, dim_feedforward=32, dropout=0.0, device=device, **options)
 
 
+def skip_simt(backend) -> None:
+    if backend.name == "simt":
+        pytest.skip("the same graph as on the CPU")
+
+
 def results(model: nn.Module, x: torch.Tensor, mask: torch.Tensor | None) -> list[torch.Tensor]:
     model.zero_grad()
     x = x.detach().requires_grad_()
@@ -35,6 +40,7 @@ def results(model: nn.Module, x: torch.Tensor, mask: torch.Tensor | None) -> lis
 
 @pytest.mark.parametrize("options", [{}, {"method": "sa_topk", "cluster_size": 11, "norm": "batch"}], ids=str)
 def test_compiled_for_any_length(backend, options):
+    skip_simt(backend)
     torch.compiler.reset()
     eager = block(backend.device, **options)
     compiled = torch.compile(copy.deepcopy(eager), fullgraph=True, dynamic=True, backend="aot_eager")
@@ -48,8 +54,7 @@ def test_compiled_for_any_length(backend, options):
 
 
 def test_compiled_to_code(backend):
-    if backend.name == "simt":
-        pytest.skip("the same graph as on the CPU")
+    skip_simt(backend)
     torch.compiler.reset()
     layer = CASTAttention(16, 2, 3, 6, device=backend.device)
     compiled = torch.compile(layer, fullgraph=True)
@@ -64,6 +69,7 @@ def test_compiled_to_code(backend):
 
 
 def test_compiled_below_and_above_the_cluster_size(backend):
+    skip_simt(backend)
     torch.compiler.reset()
     layer = CASTAttention(16, 2, 3, 6, dropout=0.2, device=backend.device)
     compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend="aot_eager")

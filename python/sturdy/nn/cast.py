@@ -366,9 +366,8 @@ def check_tokens(op: str, x: Tensor, embed_dim: int, weight: Tensor) -> None:
 
 def find_padding(op: str, x: Tensor, mask: Tensor | None, lengths: Tensor | None) -> Tensor | None:
     """``(B, N)`` bool for ``(B, N, d)`` or ``(N, d)``, True where there is no token, however it was said."""
-    for name, given in (("key_padding_mask", mask), ("lengths", lengths)):
-        if given is not None and given.device != x.device and name == "key_padding_mask":
-            raise RuntimeError(f"{op}: {name} is on {given.device}, x is on {x.device}")
+    if mask is not None and mask.device != x.device:
+        raise RuntimeError(f"{op}: key_padding_mask is on {mask.device}, x is on {x.device}")
     if x.dim() == 2:
         if mask is not None and mask.dim() == 1:
             mask = mask.unsqueeze(0)
