@@ -157,10 +157,12 @@ def clusters_of_symbols(symbols: Sequence[str], layers: Sequence[tuple[int, Tens
 
 
 def _palette(count: int) -> np.ndarray:
-    """``(count, 3)`` colours, neighbours far apart."""
-    colours = plt.get_cmap("tab20" if count <= 20 else "gist_ncar")
-    places = np.arange(count) if count <= 20 else (np.arange(count) * 0.618) % 1 * 0.85 + 0.05
-    return np.array([colours(int(p) if count <= 20 else float(p))[:3] for p in places])
+    """``(count, 3)`` colours, neighbours far apart, none of them grey."""
+    few = [colour[:3] for i, colour in enumerate(plt.get_cmap("tab20").colors) if i not in (14, 15)]
+    if count <= len(few):
+        return np.array(few[:count])
+    many = plt.get_cmap("gist_rainbow")
+    return np.array([many(place)[:3] for place in (np.arange(count) * 0.618) % 1])
 
 
 def _colour(members: Tensor) -> np.ndarray:
