@@ -95,7 +95,7 @@ def compare(paths: Sequence[Path], out: Path | None, console: Console) -> dict[s
             out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RecipeError(f"cannot make {out}: {error.strerror or one_line(error)}") from None
-        settings = {label: folder.read()[0].to_json() for label, folder in runs.items()}
+        settings = {label: {**folder.read()[0].to_json(), "data_dir": None} for label, folder in runs.items()}
         write_json(out / "compare.json", {"runs": report, "settings": settings})
         sequence_plots.accuracy_over_time(report, out / "accuracy.png")
         for name in ("compare.json", "accuracy.png"):
