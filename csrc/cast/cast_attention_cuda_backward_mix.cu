@@ -130,8 +130,11 @@ __global__ void __launch_bounds__(kThreads, (Shape<T, E, Tensor>::blocks))
     const A grad = warp_sum<4>(gate_grad[h]);
     const bool inside = token < p.tokens;
     T* row = inside ? d.q.of<T>(sequence, head) + token * d.q.stride[2] : nullptr;
-    if (p.disjoint && rows[h].owner.x >= 0) {
-      add_row<Engine, E>(row, d.q.packed, p.dim, A(1), h, sums);
+    if (p.disjoint) {
+      if (rows[h].owner.x >= 0) {
+        add_row<Engine, E>(row, d.q.packed, p.dim, A(1), h, sums);
+      }
+      __syncwarp();  // lanes write what their neighbours read
     }
     store_row<Engine, T, E>(row, d.q.packed, p.dim, sums, h, A(1));
     if (p.disjoint) {  // nobody else writes the gradients of tokens that are in no cluster
