@@ -65,6 +65,18 @@ for shape in ((2, 3, 20, 68), (1, 2, 70, 67), (3, 2, 0, 8)):
                     out.backward(torch.ones_like(out))
             for modes in (3, 9):
                 sine_warp(x.detach(), normal((shape[0], 2, modes, modes), "cuda"))
+from cast_support import make_tokens, random_padding
+from sturdy.functional import cast_attention
+# More than one tile of everything with ragged edges, heads of every width, rows that are not aligned, many clusters.
+for sizes in ((2, 2, 75, 16, 3), (1, 1, 40, 24, 67), (2, 1, 90, 33, 5), (1, 2, 600, 64, 4), (1, 1, 70, 128, 2)):
+    for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
+        for method in ("topk", "sa_topk"):
+            for allow_tf32 in (False, True) if dtype == torch.float32 else (False,):
+                given = make_tokens(*sizes, dtype, "cuda", packed=True)
+                options = {"method": method, "dropout": 0.2, "allow_tf32": allow_tf32}
+                padding = random_padding(sizes[0], sizes[2], device="cuda")
+                cast_attention(*given.all(), **options)
+                cast_attention(*given.leaves().all(), key_padding_mask=padding, **options).sum().backward()
 torch.cuda.synchronize()
 """
 
