@@ -118,13 +118,12 @@ __global__ void __launch_bounds__(kThreads, (Shape<T, E, Tensor>::blocks)) intra
     rows.owner[h] = make_int2(-1, -1);  // the only membership is left out
     rows.factor[h] =
         token >= 0 ? shifted_softplus(load_gate<T>(p, place.sequence, token)) * static_cast<A>(p.scale_q) : A(0);
-    const A total = state.total(h);
+    const A share = A(1) / state.total(h);
     const A score =
         four_lane_dot<E>(shared.q + Engine::row(h) * S::pitch, surrogate, p.surrogates.packed, p.dim) * rows.factor[h];
-    const A factor[2] = {h == 0 ? A(1) / total : A(1), h == 1 ? A(1) / total : A(1)};
 #pragma unroll
     for (int i = 0; i < E / 4; ++i) {
-      state.values.value[h][i / Engine::vector][i % Engine::vector] *= factor[h];
+      state.values.value[h][i / Engine::vector][i % Engine::vector] *= share;
     }
     state.maximum[h] = score;
     state.sum[h] = lane_index() % 4 == 0 ? A(1) : A(0);
