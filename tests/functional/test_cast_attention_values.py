@@ -289,7 +289,9 @@ def test_a_sequence_alone_has_the_bits_it_has_among_others(backend, disjoint, dt
 @pytest.mark.cpu
 @dtypes
 @overlaps
-@pytest.mark.parametrize("size", [(1, 1, 300, 24, 5, 60), (2, 3, 90, 8, 3, 30), (1, 2, 1300, 8, 2, 600)], ids=str)
+@pytest.mark.parametrize(
+    "size", [(1, 1, 300, 24, 5, 60), (1, 1, 600, 8, 16, 20), (2, 3, 90, 8, 3, 30), (1, 2, 1300, 8, 2, 600)], ids=str
+)
 def test_threads_change_no_bit(size, disjoint, dtype):
     batch, heads, tokens, dim, clusters, slots = size
     given = make_tokens(batch, heads, tokens, dim, clusters, dtype)
