@@ -66,8 +66,10 @@ __global__ void __launch_bounds__(kThreads, (Shape<T, E, Tensor>::blocks)) intra
     return;
   }
   uint64_t keys[Engine::halves];
+  A factor[Engine::halves];
 #pragma unroll
   for (int h = 0; h < Engine::halves; ++h) {
+    factor[h] = static_cast<A>(p.scale);
     keys[h] = dropout_key(p, place.row, place.first + Engine::row(h));
   }
   stage_rows<T, E>(p.q.of<T>(place.sequence, place.head), p.q.stride[2], p.q.packed, p.dim, shared.queries, S::rows,
@@ -91,9 +93,9 @@ __global__ void __launch_bounds__(kThreads, (Shape<T, E, Tensor>::blocks)) intra
         Engine::template multiply_rows<E, S::columns>(own_q, shared.k + stage * shared.tile, S::pitch, weights);
         for_each_element(weights, [&](int h, int j, int v) {
           const bool there = tokens[Engine::score_column(j, v)] >= 0;
-          weights.value[h][j][v] = there ? weights.value[h][j][v] * static_cast<A>(p.scale) : minus_infinity<A>();
+          weights.value[h][j][v] = there ? weights.value[h][j][v] : minus_infinity<A>();
         });
-        state.template take_scores<S::columns>(weights);
+        state.template take_scores<S::columns>(weights, factor);
         if (p.seed != nullptr) {
           for_each_element(weights, [&](int h, int j, int v) {
             weights.value[h][j][v] *= dropout_factor<A>(p, keys[h], t * S::columns + Engine::score_column(j, v));
@@ -117,7 +119,7 @@ __global__ void __launch_bounds__(kThreads, (Shape<T, E, Tensor>::blocks)) intra
     rows.token[h] = token;
     rows.owner[h] = make_int2(-1, -1);  // the only membership is left out
     rows.factor[h] =
-        token >= 0 ? shifted_softplus(load_gate<T>(p, place.sequence, token)) * static_cast<A>(p.scale_q) : A(0);
+        token >= 0 ? shifted_softplus(load_gate<T>(p, place.sequence, token)) * static_cast<A>(p.scale_q) : A(1);
     const A share = A(1) / state.total(h);
     const A score =
         four_lane_dot<E>(shared.q + Engine::row(h) * S::pitch, surrogate, p.surrogates.packed, p.dim) * rows.factor[h];

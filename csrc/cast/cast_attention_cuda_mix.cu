@@ -51,7 +51,7 @@ __global__ void __launch_bounds__(kThreads, (Shape<T, E, Tensor>::blocks)) mix_k
     const int entry = shared.tokens[Engine::row(h)];
     rows.token[h] = max(entry, -1);
     rows.owner[h] = make_int2(-1, -1);
-    rows.factor[h] = entry >= 0 ? shifted_softplus(load_gate<T>(p, sequence, entry)) * static_cast<A>(p.scale_q) : A(0);
+    rows.factor[h] = entry >= 0 ? shifted_softplus(load_gate<T>(p, sequence, entry)) * static_cast<A>(p.scale_q) : A(1);
     stored[h] = entry < -1 ? -2 - entry : entry;
     computes |= entry >= 0;
   }

@@ -16,18 +16,19 @@ struct RunningSoftmax {
   A sum[Engine::halves];
   typename Engine::template Sums<E> values;
 
-  // Takes in a piece's scores, which become weights relative to the new maximum.
+  // Takes in a piece's scores, each row's still to be multiplied by a factor above 0; they become weights relative to
+  // the new maximum. A score of NaN makes its weight and so the sum NaN, whatever the maximum is.
   template <int N>
-  STURDY_DEVICE void take_scores(typename Engine::template Sums<N>& scores) {
+  STURDY_DEVICE void take_scores(typename Engine::template Sums<N>& scores, const A (&factor)[Engine::halves]) {
     A correction[Engine::halves];
 #pragma unroll
     for (int h = 0; h < Engine::halves; ++h) {
-      A largest = maximum[h];
+      A largest = minus_infinity<A>();
 #pragma unroll
       for (int i = 0; i < N / 4; ++i) {
-        largest = Max{}(largest, scores.value[h][i / Engine::vector][i % Engine::vector]);
+        largest = max(largest, scores.value[h][i / Engine::vector][i % Engine::vector]);
       }
-      largest = warp_max<4>(largest);
+      largest = max(maximum[h], warp_max<4>(largest) * factor[h]);
       const A origin = largest == minus_infinity<A>() ? A(0) : largest;  // nothing yet: every weight is 0
       correction[h] = exponential<Engine::tensor>(maximum[h] - origin);
       maximum[h] = largest;
@@ -35,7 +36,7 @@ struct RunningSoftmax {
 #pragma unroll
       for (int i = 0; i < N / 4; ++i) {
         A& score = scores.value[h][i / Engine::vector][i % Engine::vector];
-        score = exponential<Engine::tensor>(score - origin);
+        score = exponential<Engine::tensor>(score * factor[h] - origin);
         added += score;
       }
       sum[h] = sum[h] * correction[h] + added;
@@ -84,7 +85,7 @@ template <typename Engine>
 struct TokenRows {
   int token[Engine::halves];  // -1: not to be computed
   int2 owner[Engine::halves];
-  typename Engine::A factor[Engine::halves];  // of the scores: sp(phi) / tau_q
+  typename Engine::A factor[Engine::halves];  // of the scores: sp(phi) / tau_q; 1 where there is no token
 };
 
 // Adds P O of the clusters that the rows' tokens are in, and takes these clusters out of the weights. The four lanes of
@@ -144,7 +145,7 @@ STURDY_DEVICE void mix_clusters(const Problem& p, int64_t sequence, int head, in
       for_each_element(weights, [&](int h, int j, int v) {
         const int column = Engine::score_column(j, v);
         const int cluster = tile.rows[block + column];
-        weights.value[h][j][v] = cluster >= 0 ? weights.value[h][j][v] * rows.factor[h] : minus_infinity<A>();
+        weights.value[h][j][v] = cluster >= 0 ? weights.value[h][j][v] : minus_infinity<A>();
         if constexpr (Members) {
           const bool there = cluster >= 0 && rows.token[h] >= 0;
           if (there && find_slot(p, sequence, cluster, rows.token[h], rows.owner[h]) >= 0) {
@@ -152,7 +153,7 @@ STURDY_DEVICE void mix_clusters(const Problem& p, int64_t sequence, int head, in
           }
         }
       });
-      state.template take_scores<few>(weights);
+      state.template take_scores<few>(weights, rows.factor);
       if constexpr (Members) {
         const bool any = memberships[0] != 0 || memberships[Engine::halves - 1] != 0;
         if (__any_sync(full_warp, any) != 0) {
