@@ -6,8 +6,9 @@ products; and with ``--compile`` FlexAttention with the clusters of this call as
 within clusters alone. Of these only the op in torch has the same answer, and it is checked; the others are timed at the
 same shapes. Dense attention is left out where a call takes minutes.
 
-``python benchmarks/run.py --only cast --heap warm`` takes the measurements to publish; ``python benchmarks/bench_cast.py``
-prints what its table does not have: floors, time per token, and what a call takes of memory at most, scratch included.
+``python benchmarks/run.py --only cast --heap warm`` takes the measurements to publish. What its table does not have
+``python benchmarks/bench_cast.py`` prints: floors, time per token, and the memory that a call takes at most, scratch
+included (with the default heap: another one keeps what was freed).
 """
 
 from __future__ import annotations

@@ -96,6 +96,7 @@ class BackwardMixing {
 
   void mix(const Pair& pair, int64_t first, int64_t rows, bool add) {
     list_tokens(p_.padding, pair.sequence, first, rows, tokens_);
+    prefetch_members<S>(plan_, p_, pair.sequence, p_.intra, pair.index, first, rows);
     gather_rows(head_rows<const S>(p_.q, pair.sequence, pair.head), tokens_, rows, dim_, queries_, dim_pitch_);
     gather_rows(head_rows<const S>(params_.grad_out, pair.sequence, pair.head), tokens_, rows, dim_, grads_,
                 dim_pitch_);

@@ -240,6 +240,19 @@ STURDY_ALWAYS_INLINE void list_tokens(const PaddingView& padding, int64_t sequen
   }
 }
 
+// Fetches what tokens have of attention within their clusters, which lies anywhere; `pair` counts from `intra`.
+template <typename S>
+STURDY_ALWAYS_INLINE void prefetch_members(const CastAttentionPlan& plan, const CastAttentionParams& p,
+                                           int64_t sequence, void* intra, int64_t pair, int64_t first, int64_t rows) {
+  const int64_t slots = p.sizes.clusters * p.slots;
+  const int64_t* memberships = plan.first_membership + sequence * (p.sizes.tokens + 1);
+  const cpu::CastMembership* places = plan.memberships + sequence * slots;
+  const S* from = at<S>(intra, pair * slots * p.sizes.dim);
+  for (int64_t m = memberships[first]; m < memberships[first + rows]; m++) {
+    prefetch_row(from + (places[m].cluster * p.slots + places[m].slot) * p.sizes.dim, p.sizes.dim);
+  }
+}
+
 template <typename S>
 class ForwardMixing {
   using T = Accumulate<S>;
@@ -313,6 +326,7 @@ class ForwardMixing {
     const cpu::CastMembership* places = plan_.memberships + pair.sequence * clusters_ * p_.slots;
     const T* absent = at<T>(plan_.absent, pair.sequence * cluster_pitch_);
     list_tokens(p_.padding, pair.sequence, first, rows, tokens_);
+    prefetch_members<S>(plan_, p_, pair.sequence, plan_.intra, pair.index - plan_.kept_from, first, rows);
     gather_rows(head_rows<const S>(p_.q, pair.sequence, pair.head), tokens_, rows, dim_, queries_, dim_pitch_);
     multiply(rows, clusters_, dim_, queries_, dim_pitch_,
              at<T>(plan_.surrogate_columns, pair.head * dim_ * cluster_pitch_), cluster_pitch_, weights_,
@@ -340,9 +354,6 @@ class ForwardMixing {
       }
     }
     const S* intra = at<S>(plan_.intra, (pair.index - plan_.kept_from) * clusters_ * p_.slots * dim_);
-    for (int64_t m = memberships[first]; m < memberships[first + rows]; m++) {
-      prefetch_row(intra + (places[m].cluster * p_.slots + places[m].slot) * dim_, dim_);
-    }
     multiply(rows, dim_, clusters_, weights_, cluster_pitch_, summaries_, dim_pitch_, sums_, dim_pitch_, false);
     for (int64_t i = 0; i < rows; i++) {
       if (tokens_[i] < 0) {

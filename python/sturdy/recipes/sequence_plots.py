@@ -158,7 +158,7 @@ def clusters_of_symbols(symbols: Sequence[str], layers: Sequence[tuple[int, Tens
 
 def _palette(count: int) -> np.ndarray:
     """``(count, 3)`` colours, neighbours far apart, none of them grey."""
-    few = [colour[:3] for i, colour in enumerate(plt.get_cmap("tab20").colors) if i not in (14, 15)]
+    few = [colour[:3] for i, colour in enumerate(plt.get_cmap("tab20")(range(20))) if i not in (14, 15)]
     if count <= len(few):
         return np.array(few[:count])
     many = plt.get_cmap("gist_rainbow")
