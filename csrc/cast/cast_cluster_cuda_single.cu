@@ -23,7 +23,7 @@ namespace sturdy::cuda {
 namespace cast_clusters {
 
 constexpr int kAskThreads = 256;
-constexpr int kSettleThreads = 768;  // more would leave a thread too few registers
+constexpr int kSettleThreads = 768;          // more would leave a thread too few registers
 constexpr int64_t kSharedState = 96 * 1024;  // every GPU of sm_80 and later has so much for a block
 constexpr int kMostDigitBits = 8, kLeastDigitBits = 4;
 

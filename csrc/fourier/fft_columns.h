@@ -1,9 +1,10 @@
 // The last stage down the columns and what comes with it: forward, the spectra of a vector's two columns are separated
 // and turned into strips of rows; back, the reverse. See fft_plane_plan.h.
 //
-// A block of the last stage holds the frequencies f + k * blocks (or, of a coprime axis, all that are f modulo the number
-// of blocks), so that of -f holds their mirror images. With both in registers z = a + i b comes apart at once: twice a's spectrum is z(k) + conj z(-k), twice b's is
-// -i (z(k) - conj z(-k)). Rows leave through a ring of four parts, from which `lanes` of them at a time are turned.
+// A block of the last stage holds the frequencies f + k * blocks (or, of a coprime axis, all that are f modulo the
+// number of blocks), so that of -f holds their mirror images. With both in registers z = a + i b comes apart at once:
+// twice a's spectrum is z(k) + conj z(-k), twice b's is -i (z(k) - conj z(-k)). Rows leave through a ring of four
+// parts, from which `lanes` of them at a time are turned.
 #pragma once
 
 #include "fourier/fft_plane_plan.h"

@@ -27,7 +27,8 @@ ColumnBlock column_block(const cpu::FftPlanePlan<T>& plan, int64_t index) {
   return block;
 }
 
-// Columns [begin, begin + count) to consecutive vectors, in the order of a transform in place, zero in the lanes beyond.
+// Columns [begin, begin + count) to consecutive vectors, in the order of a transform in place, zero in the lanes
+// beyond.
 template <typename S, typename T>
 void gather_columns(PlaneRows<const S> plane, const cpu::FftAxis<T>& axis, int64_t begin, int64_t count, T* to) {
   constexpr int64_t lanes = kLanes<T>;

@@ -21,8 +21,10 @@ FftPlanePlan<T> make_fft_plane_plan(int64_t height, int64_t width, int64_t lanes
   plan.kept = height / 2 + 1;
   const FftAxis<T>& columns = plan.columns;
   plan.last_radix = columns.chirped || columns.stage_count == 0 ? 1 : columns.stages[columns.stage_count - 1].radix;
-  // The two rows of a packed one must come out of the same butterfly, and their product with a mask is no coprime stage.
-  plan.packed = may_pack && !plan.rows.coprime && plan.last_radix % 2 == 0 && divide_up(plan.kept - 1, lanes) < divide_up(plan.kept, lanes);
+  // The two rows of a packed one must come out of the same butterfly, and their product with a mask is no coprime
+  // stage.
+  plan.packed = may_pack && !plan.rows.coprime && plan.last_radix % 2 == 0 &&
+                divide_up(plan.kept - 1, lanes) < divide_up(plan.kept, lanes);
   plan.kept -= plan.packed ? 1 : 0;
   plan.strips = divide_up(plan.kept, lanes);
   plan.ring_rows = 1;  // of a butterfly's rows all may wait, and one less than a strip

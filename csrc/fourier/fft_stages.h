@@ -157,8 +157,8 @@ void inverse_stage(const StageCall<T>& call) {
   }
 }
 
-// The first stage of a coprime axis: butterfly n takes the samples n * shift + k * spacing modulo the size. The shift is
-// R where samples have their natural order, 1 where they stand in their slots.
+// The first stage of a coprime axis: butterfly n takes the samples n * shift + k * spacing modulo the size. The shift
+// is R where samples have their natural order, 1 where they stand in their slots.
 template <typename T, int R>
 void forward_coprime_stage(const StageCall<T>& call, ptrdiff_t shift) {
   const ptrdiff_t spacing = call.spacing, size = R * spacing;
@@ -325,8 +325,8 @@ struct StageKernels {
 
 template <typename T, int R>
 constexpr StageKernels<T> kernels_of_stage() {
-  StageKernels<T> kernels = {forward_stage<T, R>,       inverse_stage<T, R>, filter_stage<T, R>,
-                             packed_filter_stage<T, R>, nullptr,             nullptr};
+  StageKernels<T> kernels = {
+      forward_stage<T, R>, inverse_stage<T, R>, filter_stage<T, R>, packed_filter_stage<T, R>, nullptr, nullptr};
   if constexpr (R % 2 == 1) {
     kernels.forward_coprime = forward_coprime_stage<T, R>;
     kernels.inverse_coprime = inverse_coprime_stage<T, R>;

@@ -46,9 +46,7 @@ Status smooth_color_backward(const SmoothColorBackwardParams& /*params*/, const 
   return Status::not_built;
 }
 
-Status spectral_filter(const SpectralFilterParams& /*params*/, const Threads& /*threads*/) {
-  return Status::not_built;
-}
+Status spectral_filter(const SpectralFilterParams& /*params*/, const Threads& /*threads*/) { return Status::not_built; }
 
 Status spectral_filter_backward(const SpectralFilterBackwardParams& /*params*/, const Threads& /*threads*/) {
   return Status::not_built;
