@@ -4,7 +4,7 @@ The peers: dense attention (``scaled_dot_product_attention``); a published linea
 performer-pytorch, where that package is installed; the same op written with torch's gather, scatter and batched
 products; and with ``--compile`` FlexAttention with the clusters of this call as its block mask, which is the part
 within clusters alone. Of these only the op in torch has the same answer, and it is checked; the others are timed at the
-same shapes. Dense attention is left out where a call takes minutes.
+same shapes. What takes minutes a call, or more memory than most machines have, is left out of a row, which says so.
 
 ``python benchmarks/run.py --only cast --heap warm`` takes the measurements to publish. What its table does not have
 ``python benchmarks/bench_cast.py`` prints: floors, time per token, and the memory that a call takes at most, scratch
@@ -124,7 +124,7 @@ def contenders(tokens: int, method: str, training: bool) -> dict[str, Callable[.
     if tokens <= MOST_DENSE:
         found[DENSE] = lambda q, k, v, surrogates, phi: F.scaled_dot_product_attention(q, k, v)
     linear = linear_attention()
-    if linear is not None:
+    if linear is not None and not (training and tokens > MOST_DENSE):
         found[LINEAR] = linear
     if COMPILE and not training and method == "sa_topk" and tokens <= MOST_DENSE:
         with contextlib.suppress(Exception):  # it does not run everywhere
@@ -174,11 +174,13 @@ def kept(tokens: int, method: str) -> dict[str, int]:
 def comparison(tokens: int, method: str, training: bool) -> Comparison:
     """One row: what is timed, and the least that it must compute and move."""
     work = Work(tokens)
-    dense = "" if tokens <= MOST_DENSE else f"; {DENSE} left out, minutes a call"
+    missing = ""
+    if tokens > MOST_DENSE:
+        missing = f"; left out: {DENSE} (minutes a call)" + (f", {LINEAR} (10 GB)" if training else "")
     return Comparison(
         op="cast_attention",
         shape=f"{tokens} tokens of {WIDTH}, {HEADS} heads; {work.clusters} x {CLUSTER_SIZE}",
-        variant=f"{method}; q, k, v, O, R are {work.kept() / 1e6:.3g} MB{dense}",
+        variant=f"{method}; q, k, v, O, R are {work.kept() / 1e6:.3g} MB{missing}",
         work="forward + backward" if training else "forward",
         dtype="float32",
         prepare=lambda: prepare(tokens, method, training),

@@ -95,7 +95,7 @@ STURDY_ALWAYS_INLINE void store_up_to(S* to, Vec<Accumulate<S>> value, int64_t c
   }
 }
 
-constexpr int64_t kAhead = 8;  // rows that are fetched before their turn: scattered rows are not foreseen by hardware
+constexpr int64_t kAhead = 16;  // rows that are fetched before their turn: scattered rows are not foreseen by hardware
 
 template <typename S>
 STURDY_ALWAYS_INLINE void prefetch_row(const S* row, int64_t dim) {
