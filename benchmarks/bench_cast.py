@@ -176,7 +176,7 @@ def comparison(tokens: int, method: str, training: bool) -> Comparison:
     work = Work(tokens)
     missing = ""
     if tokens > MOST_DENSE:
-        missing = f"; left out: {DENSE} (minutes a call)" + (f", {LINEAR} (10 GB)" if training else "")
+        missing = f"; left out: {DENSE} (minutes a call)" + (f", {LINEAR} (several GB)" if training else "")
     return Comparison(
         op="cast_attention",
         shape=f"{tokens} tokens of {WIDTH}, {HEADS} heads; {work.clusters} x {CLUSTER_SIZE}",
