@@ -79,7 +79,9 @@ struct Engine {
       const int lane = lane_index();
       const T* a_row = a + lane % 16 * pitch + lane / 16 * half_step;
       const T* b_row = b + (lane % 8 + lane / 16 * 8) * pitch + lane / 8 % 2 * half_step;
-#pragma unroll 4  // more would only keep more operands in registers
+      // More would only keep more operands in registers.
+      [[maybe_unused]] constexpr int unrolled = sizeof(T) == 4 ? 2 : 4;
+#pragma unroll unrolled
       for (int at = 0; at < E; at += 2 * half_step) {
         uint32_t left[4];
         ldmatrix_x4(left, a_row + at);
