@@ -1,10 +1,11 @@
 """cast_attention, whole (affinity, clusters, attention), beside what a user would otherwise run.
 
 The peers: dense attention (``scaled_dot_product_attention``); a published linear attention, ``FastAttention`` of
-performer-pytorch, where that package is installed; the same op written with torch's gather, scatter and batched
-products; and with ``--compile`` FlexAttention with the clusters of this call as its block mask, which is the part
-within clusters alone. Of these only the op in torch has the same answer, and it is checked; the others are timed at the
-same shapes. What takes minutes a call, or more memory than most machines have, is left out of a row, which says so.
+performer-pytorch, where that package is installed; the same op as one writes it with torch's gather and einsum, and
+once more tuned for torch (the op's ``backend="reference"``); and with ``--compile`` FlexAttention with the clusters of
+this call as its block mask, which is the part within clusters alone. Of these only the two in torch have the same
+answer, and are checked; the others are timed at the same shapes. What takes minutes a call, or more memory than most
+machines have, is left out of a row, which says so.
 
 ``python benchmarks/run.py --only cast --heap warm`` takes the measurements to publish. What its table does not have
 ``python benchmarks/bench_cast.py`` prints: floors, time per token, and the memory that a call takes at most, scratch
@@ -24,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cast_einsum
 import pytest
 import torch
 import torch.nn.functional as F
@@ -40,7 +42,7 @@ LENGTHS = [1024, 4096, 16384, 65536]
 MOST_DENSE = 16384  # tokens; 65536 take 9 TFLOP
 METHODS = ["topk", "sa_topk"]
 
-TORCH, DENSE, LINEAR, FLEX = "in torch", "SDPA", "performer", "flex (within clusters)"
+EINSUM, TORCH, DENSE, LINEAR, FLEX = "gather, einsum", "tuned in torch", "SDPA", "performer", "flex (within clusters)"
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,10 @@ def contenders(tokens: int, method: str, training: bool) -> dict[str, Callable[.
     def cast(backend: str) -> Callable[..., Tensor]:
         return lambda *tensors: cast_attention(*tensors, CLUSTER_SIZE, method=method, backend=backend)
 
+    def einsum(q: Tensor, k: Tensor, v: Tensor, surrogates: Tensor, phi: Tensor) -> Tensor:
+        index = cast_einsum.choose(q, k, surrogates, phi, CLUSTER_SIZE, method)
+        return cast_einsum.attention(q, k, v, surrogates, phi, index)
+
     found: dict[str, Callable[..., Tensor]] = {SUBJECT: cast("auto")}
     if tokens <= MOST_DENSE:
         found[DENSE] = lambda q, k, v, surrogates, phi: F.scaled_dot_product_attention(q, k, v)
@@ -129,18 +135,21 @@ def contenders(tokens: int, method: str, training: bool) -> dict[str, Callable[.
     if COMPILE and not training and method == "sa_topk" and tokens <= MOST_DENSE:
         with contextlib.suppress(Exception):  # it does not run everywhere
             found[FLEX] = flex_within_clusters(inputs(tokens))
+    found[EINSUM] = einsum
     found[TORCH] = cast("reference")
     return found
 
 
 def check(tokens: int, method: str) -> None:
-    """The op and the op in torch agree, given the same clusters: at these sizes rounding may choose others."""
+    """The op and those in torch agree, given the same clusters: at these sizes rounding may choose others."""
     tensors = inputs(tokens)
     with torch.inference_mode():
         found, clusters = cast_attention(*tensors, CLUSTER_SIZE, method=method, return_clusters=True)
-        exact = cast_attention(*tensors, clusters=clusters, backend="reference")
-    error = float((found - exact).abs().max() / exact.abs().max())
-    assert error <= 1e-5, f"wrong by {error:.1e}"
+        tuned = cast_attention(*tensors, clusters=clusters, backend="reference")
+        plain = cast_einsum.attention(*tensors, clusters.index.long())
+    for exact in (tuned, plain):
+        error = float((found - exact).abs().max() / exact.abs().max())
+        assert error <= 1e-5, f"wrong by {error:.1e}"
 
 
 def prepare(tokens: int, method: str, training: bool) -> dict[str, Callable[[], Any]]:
@@ -198,7 +207,7 @@ def comparisons() -> Iterator[Comparison]:
                 yield comparison(tokens, method, training)
 
 
-@pytest.mark.parametrize("name", [SUBJECT, DENSE, LINEAR, TORCH])
+@pytest.mark.parametrize("name", [SUBJECT, DENSE, LINEAR, EINSUM, TORCH])
 @pytest.mark.parametrize("row", list(comparisons()), ids=lambda row: row.title())
 def test_speed(benchmark: Any, row: Comparison, name: str) -> None:
     calls = row.prepare()

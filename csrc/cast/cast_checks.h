@@ -108,22 +108,20 @@ inline bool keeps_elements_apart(const sturdy_tensor& tensor) {
   if (element_count(tensor) == 0) {
     return true;
   }
-  std::array<std::array<int64_t, 2>, 8> steps = {};  // stride, size
-  int count = 0;
+  std::array<std::array<int64_t, 2>, 8> steps = {};  // stride, size; those of one element reach nowhere
   for (int dim = 0; dim < tensor.ndim; dim++) {
     if (tensor.shape[dim] > 1) {
       const int64_t stride = stride_of(tensor, dim);
-      steps[static_cast<size_t>(count++)] = {stride < 0 ? -stride : stride, tensor.shape[dim]};
+      steps[static_cast<size_t>(dim)] = {stride < 0 ? -stride : stride, tensor.shape[dim]};
     }
   }
-  std::sort(steps.begin(), steps.begin() + count);
+  std::sort(steps.begin(), steps.end());
   int64_t reach = 1;
-  for (int i = 0; i < count; i++) {
-    const auto [stride, size] = steps[static_cast<size_t>(i)];
-    if (stride < reach) {
+  for (const auto& [stride, size] : steps) {
+    if (size > 1 && stride < reach) {
       return false;
     }
-    reach += stride * (size - 1);
+    reach += size > 1 ? stride * (size - 1) : 0;
   }
   return true;
 }
