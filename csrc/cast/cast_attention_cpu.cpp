@@ -194,7 +194,7 @@ Status forward(const CastAttentionParams& p, const Threads& threads) {
   }
   const CastAttentionKernels& kernel = kernels(p.dtype);
   CastAttentionPlan plan = make_plan(p);
-  const bool keep = p.intra != nullptr;
+  const bool keep = p.lse_summary != nullptr;  // the others may have no elements, and then no address
   const int64_t tasks = p.sizes.clusters * plan.query_parts;
   const int64_t pair_bytes = std::max<int64_t>(1, p.sizes.clusters * p.slots * p.sizes.dim * element_size(p.dtype));
   const int64_t most_pairs = std::min(plan.pairs, std::max(in_steps(kTasksWanted, tasks), kGroupBytes / pair_bytes));
